@@ -1,0 +1,303 @@
+"""The command line. Heavy imports stay inside functions, so that help, completion and `list` answer at once."""
+
+import argparse
+import contextlib
+import difflib
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from anomaly_bench.errors import SettingError
+
+HERE = Path(__file__).resolve().parent
+CONFIGS = next(path for path in (HERE.parent / "configs", HERE / "configs") if path.is_dir())
+"""The configs of the checkout, else those in the wheel."""
+
+GROUPS = {"models": "model", "data": "data", "protocols": "protocol", "experiments": "experiment"}
+DEBUG = "ANOMALY_BENCH_DEBUG"
+SWEEP = "ANOMALY_BENCH_SWEEP"
+log = logging.getLogger("anomaly_bench")
+
+
+def main() -> None:
+    """The console script: one of the subcommands, else a run or a sweep."""
+    sys.exit(answer(sys.argv[1:]))
+
+
+def answer(arguments: list[str]) -> int:
+    """Do what the arguments say; gives the exit code: 2 for what the user can put right, 1 for a failure."""
+    commands = {"report": report, "score": score, "list": list_choices}
+    try:
+        if arguments and arguments[0] in commands:
+            with notices():
+                return commands[arguments[0]](arguments[1:])
+        return launch(arguments)
+    except SettingError as error:
+        return refuse(str(error))
+    except KeyboardInterrupt:
+        print("anomaly-bench: stopped; the same command goes on from the last epoch kept", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get(DEBUG) == "1":
+            traceback.print_exc()
+            return 1
+        refuse(f"unexpected {type(error).__name__}: {one_line(error)} ({DEBUG}=1 shows where)")
+        return 1
+
+
+def refuse(line: str) -> int:
+    """One line on standard error, and exit code 2."""
+    if os.environ.get(DEBUG) == "1" and sys.exc_info()[0]:
+        traceback.print_exc()
+    print(f"anomaly-bench: {line}", file=sys.stderr)
+    return 2
+
+
+def one_line(error: BaseException | str) -> str:
+    """A message without its line breaks."""
+    return " ".join(str(error).split())
+
+
+@contextlib.contextmanager
+def notices() -> Iterator[None]:
+    """Show this package's notices on standard error, a line each."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    yield
+
+
+# ---------------------------------------------------------------------------------------------- runs, sweeps
+
+
+def launch(arguments: list[str]) -> int:
+    """Compose the config and run it, or each job of a sweep."""
+    import hydra
+    from hydra.core.config_store import ConfigStore
+
+    from anomaly_bench.schema import Settings
+
+    if not arguments:
+        print("A first run: GANomaly on scikit-learn's digits. anomaly-bench --help shows what else there is.")
+    dashes_are_not_settings(arguments)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
+    os.environ.setdefault(SWEEP, datetime.now(UTC).strftime("%Y%m%dT%H%M%S-") + str(os.getpid()))
+    ConfigStore.instance().store("schema", Settings)
+    outcome: dict[str, int] = {"code": 0}
+    program = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
+    try:
+        program(lambda settings: outcome.update(code=task(settings)))()
+    except SettingError:
+        raise
+    except Exception as error:
+        line = explained(error, arguments)
+        if line is None:
+            raise
+        return refuse(line)
+    return outcome["code"]
+
+
+def task(settings: Any) -> int:
+    """One run. In a sweep nothing is raised: a note says how it ended, so that the other jobs go on."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    names = {group: str(hydra.runtime.choices[group]) for group in ("model", "data", "protocol", "evaluation")}
+    overrides = list(hydra.overrides.task)
+    if hydra.mode != RunMode.MULTIRUN:
+        folder = one_run(settings, names, overrides)
+        print_run(folder)
+        return 0
+    note: dict[str, Any] = {"overrides": overrides}
+    try:
+        note["folder"] = str(one_run(settings, names, overrides))
+    except Exception as error:
+        if os.environ.get(DEBUG) == "1":
+            traceback.print_exc()
+        note["error"] = one_line(refusal_in(error) or f"{type(error).__name__}: {error}")
+        log.error("failed: %s: %s", " ".join(overrides), note["error"])
+    from anomaly_bench.record import write_json
+
+    write_json(notes_of_sweep(settings.runs_dir) / f"{hydra.job.num}.json", note)
+    return 0
+
+
+def one_run(settings: Any, names: dict[str, str], overrides: list[str]) -> Path:
+    """Import what computes, and compute."""
+    from anomaly_bench.run import run
+
+    return run(settings, names, overrides)
+
+
+def print_run(folder: Path) -> None:
+    """The figures of one finished run."""
+    from anomaly_bench.record import read_json
+
+    figures, run = read_json(folder / "metrics.json"), read_json(folder / "run.json")
+    print(
+        f"AUROC {figures['auroc']:.3f}, untrained {figures['auroc_untrained']:.3f}: {run['model']} on "
+        f"{run['data']}, {run['case']}, seed {run['seed']}, {run['epochs_done']} epochs, "
+        f"{figures['train_seconds']:.0f} s of training\n{folder}"
+    )
+
+
+def notes_of_sweep(runs_dir: str) -> Path:
+    """Where the jobs of this sweep say how they ended."""
+    return Path(runs_dir) / ".sweeps" / os.environ[SWEEP]
+
+
+class SweepTable:
+    """A Hydra callback: at the end of a sweep, its table; a failed job makes the exit code 1."""
+
+    def on_multirun_end(self, config: Any, **_: Any) -> None:
+        """Print the table of this sweep's runs, and those that failed."""
+        from anomaly_bench.record import read_records
+        from anomaly_bench.report.tables import text_of
+
+        notes = [json.loads(path.read_text()) for path in notes_of_sweep(config.runs_dir).glob("*.json")]
+        records = [found for note in notes if "folder" in note for found in read_records(note["folder"])]
+        if records:
+            print(text_of(records))
+        failed = [note for note in notes if "error" in note]
+        for note in failed:
+            print(f"failed: {' '.join(note['overrides'])}: {note['error']}")
+        if failed:
+            sys.exit(1)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("on_"):
+            return lambda **_: None
+        raise AttributeError(name)
+
+
+# ---------------------------------------------------------------------------------------------- error messages
+
+
+def dashes_are_not_settings(arguments: Sequence[str]) -> None:
+    """`--model x` is a frequent slip."""
+    known = {*os.listdir(CONFIGS), "seed", "abnormal_class", "normal_class", "runs_dir", "rerun"}  # noqa: PTH208
+    for argument in arguments:
+        word = argument.lstrip("-").split("=")[0]
+        if argument.startswith("--") and word.split(".")[0] in known:
+            raise SettingError(f"{argument}: settings have no dashes; write {word}=VALUE")
+
+
+def refusal_in(error: BaseException | None) -> SettingError | None:
+    """The SettingError that an error was made from, if it was."""
+    while error is not None:
+        if isinstance(error, SettingError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def explained(error: Exception, arguments: Sequence[str]) -> str | None:
+    """One line for what Hydra and OmegaConf refuse; None for any other error."""
+    from hydra.errors import HydraException, InstantiationException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if (refusal := refusal_in(error)) is not None:
+        return str(refusal)
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, wanted = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={wanted}: there is none; allowed are {', '.join(sorted(error.options))}"
+    if isinstance(error, InstantiationException):
+        return one_line(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return one_line(error).split(" To append to your config")[0] + did_you_mean(str(error), arguments)
+    return None
+
+
+def did_you_mean(message: str, arguments: Sequence[str]) -> str:
+    """The closest keys there are to one that is not."""
+    wanted = message.partition("Could not override '")[2].partition("'")[0]
+    if not wanted:
+        return ""
+    close = difflib.get_close_matches(wanted, known_keys(arguments), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def known_keys(arguments: Sequence[str]) -> list[str]:
+    """Every key of the config that the groups among the arguments compose."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    groups = [argument for argument in arguments if (CONFIGS / argument.partition("=")[0]).is_dir()]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        settings = compose("config", [group for group in groups if "," not in group])
+    return list(paths_in(OmegaConf.to_container(settings)))
+
+
+def paths_in(values: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of nested values."""
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from paths_in(value, f"{prefix}{key}.")
+
+
+# ---------------------------------------------------------------------------------------------- subcommands
+
+
+def report(arguments: list[str]) -> int:
+    """`report [RUNS_DIR]`: tables and pictures again, from records alone."""
+    parser = argparse.ArgumentParser("anomaly-bench report", description=report.__doc__)
+    parser.add_argument("runs_dir", nargs="?", default="runs", type=Path, help="default: runs")
+    parser.add_argument("--output", type=Path, help="folder of the report; default: RUNS_DIR/report")
+    given = parser.parse_args(arguments)
+    from anomaly_bench.report.tables import write_report
+
+    print(write_report(given.runs_dir, given.output))
+    return 0
+
+
+def score(arguments: list[str]) -> int:
+    """`score RUN_DIR FILES_OR_FOLDER`: a trained run on new files: score, verdict, percentile."""
+    parser = argparse.ArgumentParser("anomaly-bench score", description=score.__doc__)
+    parser.add_argument("run_dir", type=Path, help="folder of a finished run")
+    parser.add_argument("files", nargs="+", type=Path, help="images, or folders of images")
+    parser.add_argument("--output", type=Path, help="CSV to write; default: the terminal")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    given = parser.parse_args(arguments)
+    from anomaly_bench.record import write_csv
+    from anomaly_bench.score import score_files
+
+    table = score_files(given.run_dir, given.files, given.device)
+    if given.output is None:
+        print(table.to_csv(index=False), end="")
+        return 0
+    write_csv(given.output, table)
+    anomalous = int((table["verdict"] == "anomalous").sum())
+    print(f"{given.output}: {len(table)} files, {anomalous} of them anomalous")
+    return 0
+
+
+def list_choices(arguments: list[str]) -> int:
+    """`list [models|data|protocols|experiments]`: what there is, a line each."""
+    parser = argparse.ArgumentParser("anomaly-bench list", description=list_choices.__doc__)
+    parser.add_argument("what", nargs="?", choices=sorted(GROUPS), help="default: all")
+    given = parser.parse_args(arguments)
+    for title, group in GROUPS.items():
+        if given.what not in (None, title):
+            continue
+        print(title if given.what is None else "", end="\n" if given.what is None else "")
+        for path in sorted((CONFIGS / group).glob("*.yaml")):
+            print(f"  {path.stem:<22}{headline(path)}")
+    return 0
+
+
+def headline(path: Path) -> str:
+    """The first comment of a config, which says what it is."""
+    with path.open(encoding="utf-8") as lines:
+        return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("# ")), "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""A data set in memory, and its fingerprint."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named data set. It knows nothing of anomalies.
+
+    Attributes:
+        name: as in `data=`.
+        x: `uint8` images `[N, C, H, W]` or `float32` rows `[N, D]`.
+        classes: int64 `[N]`, the class of each row, an index into `class_names`.
+        class_names: one a class; a sub-class is written `class/subclass`.
+        official_train: bool `[N]`, True for the rows of the data set's own training part.
+        source: where it came from: `torchvision`, `folder`, `scikit-learn`, `synthetic`.
+        files: paths relative to the data set's folder, one a row, where the rows are files.
+        mean, std: with which pixels on [0, 1] are scaled for a detector.
+    """
+
+    name: str
+    x: Tensor
+    classes: np.ndarray
+    class_names: tuple[str, ...]
+    official_train: np.ndarray
+    source: str
+    files: tuple[str, ...] | None = None
+    mean: float = 0.5
+    std: float = 0.5
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one row: `(C, H, W)` or `(D,)`."""
+        return tuple(self.x.shape[1:])
+
+    def fingerprint(self) -> str:
+        """A hash of the rows, their classes and parts: equal content gives equal text, whatever the source."""
+        digest = hashlib.blake2b(digest_size=12)
+        digest.update(repr((tuple(self.x.shape), str(self.x.dtype), self.class_names)).encode())
+        for part in (self.x.numpy(), self.classes.astype("<i8"), self.official_train.astype("u1")):
+            digest.update(np.ascontiguousarray(part))
+        return digest.hexdigest()
+
+
+def resized(images: np.ndarray, size: int | None) -> Tensor:
+    """`uint8` images `[N, H, W, C]` as a contiguous tensor `[N, C, size, size]`, by antialiased bilinear resizing.
+
+    `size=None` keeps them as they are.
+    """
+    x = torch.from_numpy(images).permute(0, 3, 1, 2)
+    if size is None or x.shape[2:] == (size, size):
+        return x.contiguous()
+    resize = torch.nn.functional.interpolate
+    parts = [resize(part, (size, size), mode="bilinear", antialias=True) for part in x.split(4096)]
+    return torch.cat(parts).contiguous()

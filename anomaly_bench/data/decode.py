@@ -1,0 +1,111 @@
+"""Image files to `uint8` arrays. Imports no torch: decoding processes start with this module alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+"""What Pillow may take a file for, whatever its suffix: some of its other readers run external programs."""
+
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+class Failure(Exception):
+    """Why one file cannot be used, in a few words."""
+
+
+def decode(path: str, shape: tuple[int, int, int], fit: str | None) -> np.ndarray:
+    """The first picture of an image file as `uint8` `[H, W, C]`.
+
+    Args:
+        path: of the file.
+        shape: `(C, H, W)` wanted; C is 1 or 3.
+        fit: `stretch` changes the aspect, `pad` keeps it on black, `crop` scales the shorter side and keeps
+            the centre; `None` takes only files of exactly H x W.
+
+    Raises:
+        Failure: the file is damaged, is no image, or has another size where `fit` is None.
+    """
+    channels, height, width = shape
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if fit is None and image.size != (width, height):
+                raise Failure(f"{image.width}x{image.height}, not {width}x{height}: set data.image_size")
+            image.draft(None, (2 * width, 2 * height))  # lets JPEG leave out detail that is scaled away
+            picture = fitted(eight_bit(image, channels), (width, height), fit)
+    except Failure:
+        raise
+    except Exception as error:  # on damaged files, Pillow's readers raise nearly anything
+        raise Failure(f"{type(error).__name__}: {error}") from error
+    return np.asarray(picture).reshape(height, width, channels)
+
+
+def eight_bit(image: Image.Image, channels: int) -> Image.Image:
+    """The image in mode `L` or `RGB`; 16-bit grey is scaled to 8 bits, transparency is laid on black."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray(from_16_bits(np.asarray(image)))
+    if image.mode == "F":
+        raise Failure("floating-point pixels, whose range is not known")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def from_16_bits(pixels: np.ndarray) -> np.ndarray:
+    """Grey values on 0..65535 as `uint8` on 0..255, rounded."""
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise Failure(f"grey values {pixels.min()}..{pixels.max()}, which are not of 16 bits")
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def fitted(image: Image.Image, size: tuple[int, int], fit: str | None) -> Image.Image:
+    """The image at `size` `(W, H)`, by antialiased bilinear resizing."""
+    if image.size == size:
+        return image
+    if fit == "pad":
+        return ImageOps.pad(image, size, Image.Resampling.BILINEAR)
+    if fit == "crop":
+        return ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def is_grey(path: str) -> bool:
+    """Whether the file's header says that it has no colours; False where the header cannot be read."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.mode in GREY_MODES
+    except Exception:  # said in full when the file is decoded
+        return False
+
+
+def size_of(path: str) -> tuple[int, int]:
+    """`(H, W)` from the file's header.
+
+    Raises:
+        Failure: the header cannot be read.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.height, image.width
+    except Exception as error:
+        raise Failure(f"{type(error).__name__}: {error}") from error
+
+
+def decode_all(paths: Sequence[str], out: np.ndarray, fit: str | None) -> list[tuple[str, str]]:
+    """Decode files into `out`, `uint8` `[N, C, H, W]`; gives path and reason of each that failed."""
+    failures = []
+    for row, path in zip(out, paths, strict=True):
+        try:
+            row[:] = decode(path, row.shape, fit).transpose(2, 0, 1)
+        except Failure as failure:
+            failures.append((path, str(failure)))
+    return failures
+
+
+def decode_chunk(npy: Path, start: int, paths: Sequence[str], fit: str | None) -> list[tuple[str, str]]:
+    """Decode files into rows `start...` of a `.npy` file that is there already."""
+    out = np.load(npy, mmap_mode="r+")
+    return decode_all(paths, out[start : start + len(paths)], fit)

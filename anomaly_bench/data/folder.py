@@ -1,0 +1,315 @@
+"""Image folders: GANomaly's layout, MVTec's, and any `{train,test}/<class>` folders.
+
+    train/0.normal/*  test/0.normal/*  test/1.abnormal[/<subclass>]/*   as in the official GANomaly code
+    train/good/*      test/good/*      test/<defect>/*                  MVTec; ground_truth/ is not read
+    train/<class>/*   test/<class>/*                                    anything else
+
+Files are decoded once, in parallel, into one array in a cache folder, and read from there as long as no file
+is added, removed or changed.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import repeat
+from multiprocessing import current_process, get_context
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from anomaly_bench.data.dataset import Dataset
+from anomaly_bench.data.decode import Failure, decode_all, decode_chunk, is_grey, size_of
+from anomaly_bench.data.settings import check_image_size, data_root, kept_rows, user_cache
+from anomaly_bench.errors import SettingError
+
+LOG = logging.getLogger("anomaly_bench")
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
+FITS = ("stretch", "pad", "crop")
+LAYOUTS = (
+    "expected train/<class>/* and test/<class>/*, such as train/0.normal test/0.normal test/1.abnormal, "
+    "or train/good test/good test/<defect>"
+)
+
+CACHE_VERSION = 1  # raised whenever decoding gives other pixels, so that older cache files are not used
+CHUNK = 256  # files decoded as one piece of work
+ENOUGH_FOR_PROCESSES = 20_000  # files; threads take seconds for fewer, about what processes take to start
+
+
+class ImageFile(NamedTuple):
+    """One file found: its path relative to the data set's folder, with `/`, and what changes when it does."""
+
+    path: str
+    bytes: int
+    mtime_ns: int
+
+    @property
+    def train(self) -> bool:
+        """Whether it lies under `train/`."""
+        return self.path.startswith("train/")
+
+    @property
+    def class_name(self) -> str:
+        """The folders between `train/` or `test/` and the file."""
+        return self.path.partition("/")[2].rpartition("/")[0]
+
+
+def load(
+    name: str = "folder",
+    root: str | Path | None = None,
+    image_size: int | None = 64,
+    channels: int | None = None,
+    fit: str = "stretch",
+    limit: int | None = None,
+    mean: float = 0.5,
+    std: float = 0.5,
+) -> Dataset:
+    """Read `<root>/{train,test}/<class>[/<subclass>]/*` as `uint8` images `[N, C, image_size, image_size]`.
+
+    Args:
+        name: of the data set.
+        root: its folder; None is `<data root>/<name>`.
+        image_size: in pixels; None keeps the files' size, which must then be one.
+        channels: 1, 3, or None: 1 if the headers of an even sample of the files are all grey, else 3.
+        fit: `stretch`, `pad` (aspect kept, black borders), or `crop` (shorter side to `image_size`, then the
+            centre, as the official GANomaly code has it).
+        limit: rows kept of each part, spread evenly over the classes; None keeps all.
+        mean, std: with which pixels on [0, 1] are scaled for a detector.
+
+    Raises:
+        SettingError: no such folder, another layout, or files that cannot be decoded.
+    """
+    check_image_size(image_size)
+    if fit not in FITS:
+        raise SettingError(f"data.fit={fit}: allowed are {', '.join(FITS)}")
+    if channels not in (1, 3, None):
+        raise SettingError(f"data.channels={channels}: allowed are 1, 3 or null")
+    folder = Path(root).expanduser() if root else data_root(None) / name
+    files = find_files(folder)
+    class_names = tuple(sorted({file.class_name for file in files}))
+    index = {class_name: number for number, class_name in enumerate(class_names)}
+    classes = np.array([index[file.class_name] for file in files], dtype=np.int64)
+    official_train = np.array([file.train for file in files])
+    rows = kept_rows(classes, official_train, limit)
+    kept = [files[row] for row in rows]
+    shape = shape_of(folder, kept, image_size, channels)
+    LOG.info("data: %s, %s: %s; images of %s", name, folder, counts(kept), "x".join(map(str, shape)))
+    return Dataset(
+        name=name,
+        x=pixels(folder, kept, shape, None if image_size is None else fit, limit),
+        classes=classes[rows],
+        class_names=class_names,
+        official_train=official_train[rows],
+        source="synthetic" if (folder / "SYNTHETIC.txt").exists() else "folder",
+        files=tuple(file.path for file in kept),
+        mean=mean,
+        std=std,
+    )
+
+
+def find_files(folder: Path) -> list[ImageFile]:
+    """All images under `folder/{train,test}/<class>`: training part first, then by class, then by path."""
+    if not folder.is_dir():
+        raise SettingError(f"data.root={folder}: no such folder; set data.root=FOLDER: {LAYOUTS}")
+    files = [file for part in ("train", "test") for file in in_class_folders(folder, part)]
+    for train, part in ((True, "train"), (False, "test")):
+        if not any(file.train == train for file in files):
+            raise SettingError(f"data.root={folder}: no images in class folders under {part}/; {LAYOUTS}")
+    return sorted(files, key=lambda file: (not file.train, file.class_name, file.path))
+
+
+def in_class_folders(folder: Path, part: str) -> Iterator[ImageFile]:
+    """The images of a part, `train` or `test`. A class folder may be a link; below it, none is followed."""
+    if not (folder / part).is_dir():
+        return
+    for class_folder in (folder / part).iterdir():
+        if class_folder.is_dir() and not class_folder.name.startswith("."):
+            yield from walk(str(class_folder), f"{part}/{class_folder.name}")
+
+
+def walk(folder: str, inside: str) -> Iterator[ImageFile]:
+    """The images of a folder and all below it, hidden ones left out; `inside` is its relative path."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = f"{inside}/{entry.name}"
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from walk(entry.path, path)
+            elif is_image(entry.name) and entry.is_file():
+                stat = entry.stat()
+                yield ImageFile(path, stat.st_size, stat.st_mtime_ns)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name ends like an image's, and is not hidden."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def counts(files: Sequence[ImageFile]) -> str:
+    """How many images of each class each part has, in words."""
+    parts = []
+    for train, part in ((True, "train"), (False, "test")):
+        of_class = Counter(file.class_name for file in files if file.train == train)
+        parts.append(f"{part} " + ", ".join(f"{number} {name!a}" for name, number in of_class.items()))
+    return "; ".join(parts)
+
+
+def shape_of(
+    folder: Path, files: Sequence[ImageFile], image_size: int | None, channels: int | None
+) -> tuple[int, int, int]:
+    """`(C, H, W)` of the data set; what the settings leave open is read from the files' headers."""
+    if channels is None:
+        sample = files[:: max(1, len(files) // 256)]
+        channels = 1 if all(is_grey(str(folder / file.path)) for file in sample) else 3
+    if image_size is not None:
+        return channels, image_size, image_size
+    first = str(folder / files[0].path)
+    try:
+        return channels, *size_of(first)
+    except Failure as failure:
+        raise unreadable([(first, str(failure))], len(files)) from failure
+
+
+def pixels(
+    folder: Path, files: Sequence[ImageFile], shape: tuple[int, int, int], fit: str | None, limit: int | None
+) -> Tensor:
+    """`uint8` `[N, C, H, W]` of the files, from the cache where it holds exactly these, else decoded into it.
+
+    A cache file is named for the folder and the settings, then for the files' paths, sizes and times.
+    """
+    cache = Path(os.environ.get("ANOMALY_BENCH_CACHE") or user_cache()).expanduser()
+    settings = short_hash(repr((os.fspath(folder.resolve()), shape, fit, limit, CACHE_VERSION)))
+    npy = cache / f"{settings}-{short_hash(repr(files))}.npy"
+    if not npy.exists():
+        decode_into(npy, [str(folder / file.path) for file in files], shape, fit)
+    x = torch.from_numpy(np.load(npy, mmap_mode="c" if npy.stat().st_size > available_memory() / 2 else None))
+    for older in cache.glob(f"{settings}-*.npy"):
+        if older != npy:
+            older.unlink(missing_ok=True)
+    return x
+
+
+def short_hash(text: str) -> str:
+    """16 hexadecimal digits that stand for `text`."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping; 4 GiB where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable: +(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
+    return int(found[1]) * 1024 if found else 4 << 30
+
+
+def decode_into(npy: Path, paths: Sequence[str], shape: tuple[int, int, int], fit: str | None) -> None:
+    """Decode files into a new `.npy` file, `uint8` `[N, C, H, W]`, which appears only when it is complete."""
+    started = npy.with_suffix(f".{uuid4().hex}.tmp")
+    size = len(paths) * int(np.prod(shape))
+    try:
+        npy.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(npy.parent).free < size:
+            raise OSError(f"{size / 2**20:.0f} MiB are needed, and not free")
+        np.lib.format.open_memmap(started, "w+", np.uint8, (len(paths), *shape))
+        failures = decode_in_parallel(started, paths, fit)
+        if failures:
+            raise unreadable(failures, len(paths))
+        started.replace(npy)
+    except OSError as error:
+        raise SettingError(
+            f"ANOMALY_BENCH_CACHE={npy.parent}: {error}; set it to a folder that can be written"
+        ) from error
+    finally:
+        started.unlink(missing_ok=True)
+
+
+def decode_in_parallel(npy: Path, paths: Sequence[str], fit: str | None) -> list[tuple[str, str]]:
+    """Decode files into the rows of a `.npy` file, chunk by chunk over the cores; gives those that failed."""
+    starts = range(0, len(paths), CHUNK)
+    chunks = [paths[start : start + CHUNK] for start in starts]
+    failures = []
+    with (
+        workers(len(paths)) as pool,
+        tqdm(total=len(paths), desc="decoding", unit="file", leave=False, disable=None) as bar,
+    ):
+        for chunk, failed in zip(
+            chunks, pool.map(decode_chunk, repeat(npy), starts, chunks, repeat(fit)), strict=True
+        ):
+            failures += failed
+            bar.update(len(chunk))
+    return failures
+
+
+def workers(n_files: int) -> Executor:
+    """Processes for many files, threads for few; also threads in a process that may not start others."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores == 1 or n_files < ENOUGH_FOR_PROCESSES or current_process().daemon:
+        return ThreadPoolExecutor(cores)
+    return ProcessPoolExecutor(cores, get_context("spawn"))
+
+
+def unreadable(failures: Sequence[tuple[str, str]], n_files: int) -> SettingError:
+    """The error that names files which cannot be decoded, and why."""
+    first = "; ".join(f"{path!a} ({reason})" for path, reason in failures[:3])
+    more = "; ..." if len(failures) > 3 else ""
+    return SettingError(
+        f"{len(failures)} of {n_files} image files cannot be read: {first}{more}. Remove or repair them"
+    )
+
+
+def decode_files(paths: Sequence[str | Path], shape: tuple[int, int, int], fit: str | None) -> Tensor:
+    """Image files as `uint8` `[N, C, H, W]`, decoded as for training.
+
+    Args:
+        paths: of the files.
+        shape: `(C, H, W)`, the detector's.
+        fit: as in `load`; None takes only files of exactly H x W.
+
+    Raises:
+        SettingError: files that cannot be decoded.
+    """
+    out = np.empty((len(paths), *shape), dtype=np.uint8)
+    names = [str(path) for path in paths]
+    starts = range(0, len(paths), CHUNK)
+    with ThreadPoolExecutor() as pool:
+        done = pool.map(
+            decode_all,
+            [names[start : start + CHUNK] for start in starts],
+            [out[start : start + CHUNK] for start in starts],
+            repeat(fit),
+        )
+        failures = [failure for failed in done for failure in failed]
+    if failures:
+        raise unreadable(failures, len(paths))
+    return torch.from_numpy(out)
+
+
+def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The images that files and folders come to, sorted, each once; folders are searched with all below them.
+
+    Raises:
+        SettingError: a path that does not exist, or no image at all.
+    """
+    given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    found: set[Path] = set()
+    for path in given:
+        if not path.exists():
+            raise SettingError(f"{path}: no such file or folder")
+        if path.is_file():
+            found.add(path)
+            continue
+        for where, _, names in os.walk(path):
+            found.update(Path(where, name) for name in filter(is_image, names))
+    if not found:
+        raise SettingError(f"{', '.join(map(str, given))}: no images there ({' '.join(SUFFIXES)})")
+    return sorted(found)

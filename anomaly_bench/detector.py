@@ -1,0 +1,114 @@
+"""The interface of a method: what it learns in which stages, how it scores, and what else it can show."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from anomaly_bench.rows import Batch, Rows
+
+__all__ = ["Batch", "Detector", "Explanation", "Rows", "Stage", "adam", "descend", "detached"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of learning by gradients, run by the trainer.
+
+    Attributes:
+        name: shown in the progress bar, in `losses.csv` and in messages.
+        epochs: passes over the training rows, as the paper has them.
+        step: one update of everything this stage trains, top to bottom as the paper's algorithm; gives the
+            detached losses, each a scalar, the same names every time.
+        optimizers: all that `step` uses, so that their state is kept with the weights.
+        batch_size: the paper's.
+        until: the paper's own stopping rule, if it has one: given an epoch's mean losses, is it over?
+        scorable: False where the detector has no score yet, or none that means anything, until a later
+            stage or fit; such epochs are not evaluated.
+    """
+
+    name: str
+    epochs: int
+    step: Callable[[Batch], dict[str, Tensor]]
+    optimizers: Sequence[Optimizer]
+    batch_size: int = 64
+    until: Callable[[dict[str, float]], bool] | None = None
+    scorable: bool = True
+
+
+class Explanation(NamedTuple):
+    """Everything a detector can say of a batch."""
+
+    score: Tensor  # [N] higher is more anomalous, in the paper's units
+    map: Tensor | None = None  # [N, H, W] anomaly map
+    reconstruction: Tensor | None = None  # [N, *shape]
+    features: Tensor | None = None  # [N, D]
+
+
+class Detector(nn.Module, ABC):
+    """A method of one paper. Given a shape and plain arguments; sees neither labels nor configs."""
+
+    transductive: ClassVar[bool] = False
+    """True where the method is fitted to the very rows it scores; the protocol then trains on the test rows."""
+
+    @abstractmethod
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """Yield the stages of learning in the paper's order.
+
+        What a stage needs between two others (a centre, a fitted covariance) is plain code between the
+        yields, run in evaluation mode and without gradients; a method without gradients yields nothing.
+        Three rules keep a run resumable:
+
+        1. What outlives a yield lives on `self`, registered as a module, parameter or buffer.
+        2. The code between two yields may run again on a resume, with the weights of a later moment loaded:
+           it must not fail then; its results are replaced by the kept ones.
+        3. How many stages there are depends on settings only. An early end is `Stage.until`.
+        """
+
+    @abstractmethod
+    def score(self, x: Tensor) -> Tensor:
+        """Anomaly score `[N]` of rows `[N, *shape]`, higher is more anomalous; each row's alone, whatever its batch."""
+
+    def explain(self, x: Tensor) -> Explanation:
+        """The score and, in the same pass, all else that the method can show."""
+        return Explanation(self.score(x))
+
+    def learned(self, *names: str) -> None:
+        """Register buffers whose shape only training knows; loading gives them the kept shape."""
+        for name in names:
+            self.register_buffer(name, torch.empty(0))
+
+        def take_shapes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+            for name in names:
+                if (kept := state.get(prefix + name)) is not None:
+                    setattr(module, name, torch.empty_like(kept, device=getattr(module, name).device))
+
+        self.register_load_state_dict_pre_hook(take_shapes)
+
+
+def adam(*modules: nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
+    """Adam over the parameters of `modules`, each update one fused pass."""
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=True)
+
+
+def descend(optimizer: Optimizer, loss: Tensor, keep_graph: bool = False) -> None:
+    """One step of `optimizer` down `loss`.
+
+    Gradients are taken for the optimiser's own parameters and no others, so a loss that passes through
+    another network costs no weight gradients there and leaves none behind. `keep_graph` when a later loss
+    shares part of the graph.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=keep_graph)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+
+
+def detached(**losses: Tensor) -> dict[str, Tensor]:
+    """What a step gives back: its losses by name, cut from their graphs."""
+    return {name: loss.detach() for name, loss in losses.items()}

@@ -1,0 +1,171 @@
+"""AnoGAN: Unsupervised Anomaly Detection with Generative Adversarial Networks to Guide Marker Discovery.
+
+Schlegl, Seeböck, Waldstein, Schmidt-Erfurth, Langs, IPMI 2017, https://arxiv.org/abs/1703.05921; there is no
+official code.
+
+A DCGAN learns to generate normal images. For each test image, gradient descent searches the code whose
+generated image is nearest, in pixels and in the discriminator's features f. What distance is left is the
+anomaly score.
+
+    L_D  = BCE(D(x), 1) + BCE(D(G(z)), 0),   L_G = BCE(D(G(z)), 1),   z ~ U(-1, 1)
+    R(x, z) = sum |x - G(z)|                  residual loss
+    D(x, z) = sum |f(x) - f(G(z))|            discrimination loss, on features
+    A(x) = (1 - lambda) R(x, z*) + lambda D(x, z*),   z* what gradient descent on the same sum ends at
+
+What the paper leaves open, and what is done here:
+
+- f: the discriminator's last feature maps, after their activation.
+- The search's learning rate. Adam moves an entry of z by about `z_lr` a step at the most: 500 steps of 1e-3,
+  a common choice, cannot cross the prior's range from where they start; 1e-2 reaches all of it.
+- The first z is drawn once, when the detector is made, and is the same for every image: a score must not
+  depend on what else is in its batch. `restarts` draws several and keeps each image's best; the paper has 1.
+- First weights, optimiser and activations of the GAN are DCGAN's (https://arxiv.org/abs/1511.06434).
+
+The search runs with frozen networks in evaluation mode, and every image has its own state of Adam. Being
+long, it amplifies rounding: expect scores to repeat to about three digits where batches are cut differently.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.errors import SettingError
+from anomaly_bench.losses import bce
+from anomaly_bench.networks.dcgan import check_dcgan_shape, dcgan_init
+
+
+class Generator(nn.Sequential):
+    """Codes `[N, nz, 1, 1]` to images `[N, nc, size, size]` in (-1, 1), by 5 x 5 transposed convolutions."""
+
+    def __init__(self, size: int, nc: int, nz: int, ngf: int) -> None:
+        width, side = ngf * size // 8, 4
+        layers: list[nn.Module] = [nn.ConvTranspose2d(nz, width, 4, bias=False)]
+        while side < size // 2:
+            layers += [
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                nn.ConvTranspose2d(width, width // 2, 5, 2, 2, output_padding=1, bias=False),
+            ]
+            width, side = width // 2, 2 * side
+        last = nn.ConvTranspose2d(width, nc, 5, 2, 2, output_padding=1)
+        super().__init__(*layers, nn.BatchNorm2d(width), nn.ReLU(inplace=True), last, nn.Tanh())
+
+
+class Discriminator(nn.Module):
+    """Features `[N, ndf * size / 8, 4, 4]` and logits `[N]` of being real, by strided 5 x 5 convolutions."""
+
+    def __init__(self, size: int, nc: int, ndf: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(nc, ndf, 5, 2, 2), nn.LeakyReLU(0.2, inplace=True)]
+        width, side = ndf, size // 2
+        while side > 4:
+            layers += [
+                nn.Conv2d(width, 2 * width, 5, 2, 2, bias=False),
+                nn.BatchNorm2d(2 * width),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+            width, side = 2 * width, side // 2
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Conv2d(width, 1, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of images `[N, nc, size, size]`."""
+        features = self.features(x)
+        return features, self.head(features).flatten()
+
+
+class AnoGAN(Detector):
+    """AnoGAN on square images `[N, C, S, S]` in [-1, 1], S being 16 times a power of two.
+
+    Args:
+        shape: `(C, S, S)` of one image.
+        nz: length of the code.
+        ngf, ndf: filters of generator and discriminator at half the size, twice as many at each halving.
+        lr, beta1, batch_size, epochs: of the GAN's Adams.
+        lambda_: weight of the discrimination loss, in [0, 1]; the residual loss has the rest.
+        descent_steps: of the search for z.
+        z_lr: of the search's Adam.
+        restarts: searches for each image, of which the best counts.
+    """
+
+    start: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        nz: int = 100,
+        ngf: int = 64,
+        ndf: int = 64,
+        lr: float = 2e-4,
+        beta1: float = 0.5,
+        batch_size: int = 64,
+        epochs: int = 20,
+        lambda_: float = 0.1,
+        descent_steps: int = 500,
+        z_lr: float = 1e-2,
+        restarts: int = 1,
+    ) -> None:
+        super().__init__()
+        if not 0 <= lambda_ <= 1:
+            raise SettingError(f"model.lambda_={lambda_}: must be from 0 to 1")
+        if restarts < 1:
+            raise SettingError(f"model.restarts={restarts}: must be at least 1")
+        nc, size = check_dcgan_shape(shape)
+        self.generate = Generator(size, nc, nz, ngf)
+        self.discriminate = Discriminator(size, nc, ndf)
+        self.apply(dcgan_init)
+        self.register_buffer("start", torch.rand(restarts, nz, 1, 1) * 2 - 1)
+        self.nz = nz
+        self.lr, self.betas, self.batch_size, self.epochs = lr, (beta1, 0.999), batch_size, epochs
+        self.lambda_, self.descent_steps, self.z_lr = lambda_, descent_steps, z_lr
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """One stage: discriminator and generator step in turn on every batch."""
+        g = adam(self.generate, lr=self.lr, betas=self.betas)
+        d = adam(self.discriminate, lr=self.lr, betas=self.betas)
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            fake = self.generate(torch.rand(len(batch.x), self.nz, 1, 1, device=batch.x.device) * 2 - 1)
+            l_d = bce(self.discriminate(batch.x)[1], 1) + bce(self.discriminate(fake.detach())[1], 0)
+            descend(d, l_d)
+            l_g = bce(self.discriminate(fake)[1], 1)
+            descend(g, l_g)
+            return detached(discriminator=l_d, generator=l_g)
+
+        yield Stage("gan", self.epochs, step, (g, d), self.batch_size)
+
+    def distance(self, x: Tensor, features: Tensor, fake: Tensor) -> Tensor:
+        """(1 - lambda) R + lambda D between images with their features, and generated images, `[N]`."""
+        residual = (x - fake).float().abs().flatten(1).sum(1)
+        discrimination = (features - self.discriminate(fake)[0]).float().abs().flatten(1).sum(1)
+        return (1 - self.lambda_) * residual + self.lambda_ * discrimination
+
+    def invert(self, x: Tensor) -> Tensor:
+        """The codes z* `[N, nz, 1, 1]` of images `[N, C, S, S]`."""
+        restarts = len(self.start)
+        with torch.inference_mode(False), torch.enable_grad():
+            z = self.start.repeat(len(x), 1, 1, 1).requires_grad_()
+            images = x.repeat_interleave(restarts, 0)
+            features = self.discriminate(images)[0].detach()
+            optimizer = torch.optim.Adam([z], lr=self.z_lr)
+            for _ in range(self.descent_steps):
+                descend(optimizer, self.distance(images, features, self.generate(z)).sum())
+        with torch.no_grad():
+            left = self.distance(images, features, self.generate(z)).view(-1, restarts)
+        best = torch.arange(len(x), device=x.device) * restarts + left.argmin(1)
+        return z.detach()[best]
+
+    def score(self, x: Tensor) -> Tensor:
+        """A(x), `[N]`: what the search leaves of the weighted sum of absolute residuals."""
+        return self.explain(x).score
+
+    @torch.no_grad()
+    def explain(self, x: Tensor) -> Explanation:
+        """Score, absolute residual map, nearest generated image, and the discriminator's features f(x)."""
+        fake = self.generate(self.invert(x))
+        features = self.discriminate(x)[0]
+        residual = (x - fake).float().abs()
+        return Explanation(self.distance(x, features, fake), residual.mean(1), fake, features.flatten(1))

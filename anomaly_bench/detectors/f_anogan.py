@@ -1,0 +1,176 @@
+"""f-AnoGAN: Fast unsupervised anomaly detection with generative adversarial networks.
+
+Schlegl, Seeböck, Waldstein, Langs, Schmidt-Erfurth, Medical Image Analysis 54, 2019,
+https://doi.org/10.1016/j.media.2019.01.010; official code: https://github.com/tSchlegl/f-AnoGAN.
+
+A Wasserstein GAN learns to generate normal images. With generator and critic frozen, an encoder then learns
+to invert the generator, which AnoGAN does by a search for every image. What the pair cannot rebuild, in
+pixels and in the critic's features f, is the anomaly score.
+
+    L_D    = D(G(z)) - D(x) + lambda_gp (|grad_u D(u)|_2 - 1)^2,   L_G = -D(G(z)),   z ~ N(0, I)
+    izi    : |x - G(E(x))|^2 / n
+    ziz    : |z - E(G(z))|^2 / d
+    izi_f  : izi + kappa |f(x) - f(G(E(x)))|^2 / n_f
+    A(x)   = |x - G(E(x))|^2 / n + kappa |f(x) - f(G(E(x)))|^2 / n_f
+
+All follows the official code, of which:
+
+- Epochs of the first stage are counted in batches of the critic. One step here is `n_critic` critic batches,
+  one after the other, and then one update of the generator.
+- The encoder ends in tanh, as in the paper, although that leaves about a third of N(0, 1) out of its reach in
+  each entry of z; `encoder_output=none` is the paper's unconstrained encoder.
+- `ziz` is in the paper alone and sees no training image.
+- Half of the training images are mirrored left to right, which suits retinal scans. Digits, letters and all
+  else that is not normal any more when mirrored want `flip=false`.
+- The code also prints the code distance |E(x) - E(G(E(x)))|^2 / d; the paper does not score by it, nor do we.
+- It leaves the last test images out where they do not fill a batch; here all are scored.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.errors import SettingError
+from anomaly_bench.losses import gradient_penalty
+from anomaly_bench.networks.dcgan import check_dcgan_shape
+from anomaly_bench.networks.resnet import Critic, Encoder, Generator
+
+
+class FAnoGAN(Detector):
+    """f-AnoGAN on square images `[N, C, S, S]` in [-1, 1], S being 16 times a power of two.
+
+    Args:
+        shape: `(C, S, S)` of one image.
+        nz: length of the code.
+        width: filters at the full resolution; the deepest stages have up to eight times as many.
+        n_critic: updates of the critic for each of the generator.
+        lambda_gp: weight of the gradient penalty.
+        lr, beta1, beta2: of generator's and critic's Adam.
+        batch_size: of one update; a step of the first stage takes `n_critic` times as many rows.
+        epochs: of the first stage, in critic batches.
+        flip: mirror half of the training images left to right, in both stages.
+        encoder_training: `izi`, `ziz` or `izi_f`; see above.
+        encoder_output: `tanh` or `none`.
+        kappa: weight of the features' term.
+        encoder_lr: of the encoder's RMSProp.
+        encoder_steps: updates of the encoder, rounded up to whole epochs.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        nz: int = 128,
+        width: int = 64,
+        n_critic: int = 5,
+        lambda_gp: float = 10.0,
+        lr: float = 1e-4,
+        beta1: float = 0.0,
+        beta2: float = 0.9,
+        batch_size: int = 64,
+        epochs: int = 7,
+        flip: bool = True,
+        encoder_training: str = "izi_f",
+        encoder_output: str = "tanh",
+        kappa: float = 1.0,
+        encoder_lr: float = 5e-5,
+        encoder_steps: int = 50_000,
+    ) -> None:
+        super().__init__()
+        if encoder_training not in ("izi", "ziz", "izi_f"):
+            raise SettingError(f"model.encoder_training={encoder_training}: allowed are izi, ziz, izi_f")
+        if encoder_output not in ("tanh", "none"):
+            raise SettingError(f"model.encoder_output={encoder_output}: allowed are tanh, none")
+        if n_critic < 1:
+            raise SettingError(f"model.n_critic={n_critic}: must be at least 1")
+        nc, size = check_dcgan_shape(shape)
+        self.generate = Generator(size, nc, nz, width)
+        self.criticise = Critic(size, nc, width)
+        bound = nn.Tanh() if encoder_output == "tanh" else nn.Identity()
+        self.encode = nn.Sequential(Encoder(size, nc, nz, width), bound)
+        self.nz, self.n_critic, self.lambda_gp = nz, n_critic, lambda_gp
+        self.lr, self.betas, self.batch_size, self.epochs = lr, (beta1, beta2), batch_size, epochs
+        self.flip = flip
+        self.encoder_training, self.kappa = encoder_training, kappa
+        self.encoder_lr, self.encoder_steps = encoder_lr, encoder_steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstructions G(E(x)) `[N, C, S, S]` of images `[N, C, S, S]`."""
+        return self.generate(self.encode(x))
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """Two stages: the Wasserstein GAN, then the encoder alone."""
+        g = adam(self.generate, lr=self.lr, betas=self.betas)
+        d = adam(self.criticise, lr=self.lr, betas=self.betas)
+
+        def gan_step(batch: Batch) -> dict[str, Tensor]:
+            reals = self.mirrored(batch.x).tensor_split(min(self.n_critic, len(batch.x)))
+            critic_losses = [self.critic_update(d, real) for real in reals]
+            l_g = -self.criticise(self.generate(self.prior(reals[-1])))[1].float().mean()
+            descend(g, l_g)
+            wasserstein, penalty = torch.stack(critic_losses).mean(0)
+            return detached(wasserstein=wasserstein, penalty=penalty, generator=l_g)
+
+        yield Stage("gan", self.epochs, gan_step, (g, d), self.batch_size * self.n_critic)
+
+        e = torch.optim.RMSprop(self.encode.parameters(), lr=self.encoder_lr, alpha=0.9, eps=1e-10)
+
+        def encoder_step(batch: Batch) -> dict[str, Tensor]:
+            self.generate.eval()
+            loss = self.encoder_loss(self.mirrored(batch.x))
+            descend(e, loss)
+            return detached(encoder=loss)
+
+        epochs = math.ceil(self.encoder_steps / train.steps(self.batch_size))
+        yield Stage("encoder", epochs, encoder_step, (e,), self.batch_size)
+
+    def critic_update(self, optimizer: torch.optim.Optimizer, real: Tensor) -> Tensor:
+        """One step down L_D on images `[B, C, S, S]`; gives D(x) - D(G(z)) and the penalty, both detached."""
+        with torch.no_grad():
+            fake = self.generate(self.prior(real))
+        wasserstein = self.criticise(real)[1].float().mean() - self.criticise(fake)[1].float().mean()
+        penalty = gradient_penalty(lambda u: self.criticise(u)[1], real, fake)
+        descend(optimizer, self.lambda_gp * penalty - wasserstein)
+        return torch.stack((wasserstein, penalty)).detach()
+
+    def encoder_loss(self, x: Tensor) -> Tensor:
+        """The loss that `encoder_training` names, of images `[B, C, S, S]`, a scalar."""
+        if self.encoder_training == "ziz":
+            z = self.prior(x)
+            with torch.no_grad():
+                image = self.generate(z)
+            return mse_loss(self.encode(image).float(), z)
+        fake = self(x)
+        loss = mse_loss(fake.float(), x)
+        if self.encoder_training == "izi":
+            return loss
+        with torch.no_grad():
+            features = self.criticise(x)[0]
+        return loss + self.kappa * mse_loss(self.criticise(fake)[0].float(), features.float())
+
+    def prior(self, x: Tensor) -> Tensor:
+        """As many codes from N(0, I), `[B, nz]`, as there are images."""
+        return torch.randn(len(x), self.nz, device=x.device)
+
+    def mirrored(self, x: Tensor) -> Tensor:
+        """Each image mirrored left to right with probability 1/2, or none if `flip` is off."""
+        if not self.flip:
+            return x
+        chosen = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+        return torch.where(chosen, x.flip(3), x)
+
+    def score(self, x: Tensor) -> Tensor:
+        """A(x), `[N]`: mean squared residual of the pixels plus kappa times that of the critic's features."""
+        return self.explain(x).score
+
+    def explain(self, x: Tensor) -> Explanation:
+        """Score, absolute residual map, reconstruction, and the critic's features f(x)."""
+        fake = self(x)
+        features, rebuilt = self.criticise(x)[0], self.criticise(fake)[0]
+        a_r = (x - fake).float().square().flatten(1).mean(1)
+        a_d = (features - rebuilt).float().square().mean(1)
+        return Explanation(a_r + self.kappa * a_d, (x - fake).float().abs().mean(1), fake, features)

@@ -1,0 +1,173 @@
+"""GANomaly: Semi-Supervised Anomaly Detection via Adversarial Training.
+
+Akcay, Atapour-Abarghouei, Breckon, ACCV 2018, arXiv 1805.06725; official code: samet-akcay/ganomaly.
+
+An encoder-decoder-encoder generator learns to rebuild normal images and to encode what it rebuilt. A
+discriminator keeps the rebuilt images like real ones. The distance between the code of an image and the code
+of its reconstruction is the anomaly score: of an anomaly, the generator rebuilds something normal.
+
+    z = G_E(x),  x^ = G_D(z),  z^ = E(x^)
+    L_adv = |f(x) - f(x^)|   f: the discriminator's features                             (1)
+    L_con = |x - x^|_1                                                                    (2)
+    L_enc = |z - z^|_2                                                                    (3)
+    L_G   = w_adv L_adv + w_con L_con + w_enc L_enc                                       (4)
+    A(x)  = |G_E(x) - E(G(x))|                                                            (5)
+
+Where paper and official code differ, we follow the code at its head unless told otherwise:
+
+- `losses`. `head`: the norms of (1) and (3) are mean squares, the discriminator's loss is the mean of both
+  cross-entropies, the generator steps first. `first`: the code of the paper's year; the discriminator steps
+  first, on the sum of both cross-entropies, and L_adv is the cross-entropy of D(x^) against "real".
+  `paper`: (1) and (3) as printed, with Euclidean norms.
+- `lr`: 2e-4 in all versions of the code, 2e-3 in the paper.
+- `reinit_below`: the code gives the discriminator new weights when its loss falls below 1e-5; the paper does
+  not mention it. 0 turns it off. `losses.csv` keeps the share of steps where it happened.
+- `score_norm`: `l2` is the code's mean square of z - z^, `l1` the paper's norm (5).
+- `nz`: 100 in both, but the paper's own Figure 5 suggests that its main MNIST figures were made with 32.
+- The official code tests with batch norm in training mode, on test batches in file order, and reports its best
+  test epoch; `evaluation=as_published` does the same.
+"""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss, mse_loss
+
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.errors import SettingError
+from anomaly_bench.losses import bce
+from anomaly_bench.networks.dcgan import Decoder, Discriminator, Encoder, check_dcgan_shape, dcgan_init
+
+
+class GANomaly(Detector):
+    """GANomaly on square images `[N, C, S, S]` in [-1, 1], S being 16 times a power of two.
+
+    Args:
+        shape: `(C, S, S)` of one image.
+        nz: length of the code.
+        ngf, ndf: filters of the first stage of the generator's networks and of the discriminator.
+        w_adv, w_con, w_enc: weights of the losses (4).
+        losses: `head`, `first` or `paper`; see above.
+        reinit_below: the discriminator starts anew when its loss is below this; 0 for never.
+        score_norm: `l2` or `l1`; see above.
+        lr, beta1, batch_size, epochs: of both Adams.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        nz: int = 100,
+        ngf: int = 64,
+        ndf: int = 64,
+        w_adv: float = 1.0,
+        w_con: float = 50.0,
+        w_enc: float = 1.0,
+        losses: str = "head",
+        reinit_below: float = 1e-5,
+        score_norm: str = "l2",
+        lr: float = 2e-4,
+        beta1: float = 0.5,
+        batch_size: int = 64,
+        epochs: int = 15,
+    ) -> None:
+        super().__init__()
+        if losses not in ("head", "first", "paper"):
+            raise SettingError(f"model.losses={losses}: allowed are head, first, paper")
+        if score_norm not in ("l1", "l2"):
+            raise SettingError(f"model.score_norm={score_norm}: allowed are l1, l2")
+        nc, size = check_dcgan_shape(shape)
+        self.encode = Encoder(size, nc, nz, ngf)
+        self.decode = Decoder(size, nc, nz, ngf)
+        self.reencode = Encoder(size, nc, nz, ngf)
+        self.discriminate = Discriminator(size, nc, ndf)
+        self.apply(dcgan_init)
+        self.w_adv, self.w_con, self.w_enc = w_adv, w_con, w_enc
+        self.losses = losses
+        self.reinit_below = reinit_below
+        self.score_norm = score_norm
+        self.lr, self.betas = lr, (beta1, 0.999)
+        self.batch_size, self.epochs = batch_size, epochs
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Code `[N, nz, 1, 1]`, reconstruction `[N, C, S, S]` and its code, of images `[N, C, S, S]`."""
+        z = self.encode(x)
+        fake = self.decode(z)
+        return z, fake, self.reencode(fake)
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """One stage: generator and discriminator step in turn on every batch."""
+        g = adam(self.encode, self.decode, self.reencode, lr=self.lr, betas=self.betas)
+        d = adam(self.discriminate, lr=self.lr, betas=self.betas)
+        fresh = copy.deepcopy(self.discriminate).apply(dcgan_init)
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            x = batch.x
+            z, fake, z_hat = self(x)
+            real_features, real = self.discriminate(x)
+            fake_features, fooled = self.discriminate(fake)
+            l_adv = self.adversarial_loss(real_features.detach(), fake_features)
+            l_con = l1_loss(fake, x)
+            l_enc = self.encoder_loss(z, z_hat)
+            l_d = (bce(real, 1) + bce(fooled, 0)) / 2
+            descend(g, self.w_adv * l_adv + self.w_con * l_con + self.w_enc * l_enc, keep_graph=True)
+            descend(d, l_d)
+            reinit = self.reinitialise(fresh, l_d < self.reinit_below)
+            return detached(adv=l_adv, con=l_con, enc=l_enc, d=l_d, reinit=reinit)
+
+        def step_of_2018(batch: Batch) -> dict[str, Tensor]:
+            x = batch.x
+            z, fake, z_hat = self(x)
+            l_real = bce(self.discriminate(x)[1], 1)
+            l_fake = bce(self.discriminate(fake.detach())[1], 0)
+            descend(d, l_real + l_fake)
+            reinit = self.reinitialise(fresh, torch.minimum(l_real, l_fake) < self.reinit_below)
+            l_adv = bce(self.discriminate(fake)[1], 1)
+            l_con = l1_loss(fake, x)
+            l_enc = mse_loss(z_hat, z)
+            descend(g, self.w_adv * l_adv + self.w_con * l_con + self.w_enc * l_enc)
+            return detached(adv=l_adv, con=l_con, enc=l_enc, d=l_real + l_fake, reinit=reinit)
+
+        of_year = step_of_2018 if self.losses == "first" else step
+        yield Stage("gan", self.epochs, of_year, (g, d), self.batch_size)
+
+    def adversarial_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Equation (1): feature matching, features `[N, F, 4, 4]`."""
+        if self.losses == "paper":
+            return (real - fake.mean(0)).float().flatten(1).norm(dim=1).mean()
+        return mse_loss(fake, real)
+
+    def encoder_loss(self, z: Tensor, z_hat: Tensor) -> Tensor:
+        """Equation (3), codes `[N, nz, 1, 1]`; its gradient reaches both codes."""
+        if self.losses == "paper":
+            return (z - z_hat).float().flatten(1).norm(dim=1).mean()
+        return mse_loss(z_hat, z)
+
+    @torch.no_grad()
+    def reinitialise(self, fresh: nn.Module, collapsed: Tensor) -> Tensor:
+        """The weights of `fresh` for the discriminator if `collapsed` (bool scalar), its Adam untouched; 1 if so.
+
+        Decided on the device, so that nothing waits for the value.
+        """
+        share = collapsed.float()
+        for weight, first in zip(self.discriminate.parameters(), fresh.parameters(), strict=True):
+            weight.lerp_(first, share)
+        return share
+
+    def score(self, x: Tensor) -> Tensor:
+        """Equation (5), `[N]`: mean over the code's entries of the squared (or absolute) difference."""
+        z, _, z_hat = self(x)
+        return self.distance(z, z_hat)
+
+    def distance(self, z: Tensor, z_hat: Tensor) -> Tensor:
+        """How far apart two codes `[N, nz, 1, 1]` are, `[N]`."""
+        gap = (z - z_hat).float().flatten(1)
+        return gap.square().mean(1) if self.score_norm == "l2" else gap.abs().mean(1)
+
+    def explain(self, x: Tensor) -> Explanation:
+        """Score, residual map, reconstruction, and the discriminator's features as in the paper's Figure 6."""
+        z, fake, z_hat = self(x)
+        features = self.discriminate(x)[0].flatten(1)
+        return Explanation(self.distance(z, z_hat), (x - fake).abs().mean(1), fake, features)

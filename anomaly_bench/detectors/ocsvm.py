@@ -1,0 +1,127 @@
+"""One-class SVM, on pixels or on the features of another detector.
+
+Schölkopf, Platt, Shawe-Taylor, Smola, Williamson, Estimating the Support of a High-Dimensional Distribution,
+Neural Computation 13(7), 2001, https://doi.org/10.1162/089976601750264965. Fitted by scikit-learn.
+
+In the feature space of an RBF kernel, a hyperplane parts the training rows from the origin with the largest
+margin, at most a share `nu` of them on the wrong side. How far on the wrong side a row lies is its anomaly
+score.
+
+    min_a 1/2 sum a_i a_j k(x_i, x_j),   0 <= a_i <= 1,   sum a_i = nu N,   k(x, y) = exp(-gamma |x - y|^2)
+    A(x) = rho - sum a_i k(x_i, x)
+
+These a_i are scikit-learn's, nu N times the paper's. The columns "OC-SVM" of GeoTrans and Deep SVDD choose
+gamma and nu by the test labels; here gamma is 1 / (d var), which needs none. Deep SVDD reduces pixels to the
+principal components that keep 95 % of the variance, our default; GeoTrans takes all pixels (`pca=null`).
+
+What scikit-learn fits is copied into buffers and scored by torch on any device that has float64: sums of
+thousands of kernel values then agree with scikit-learn's to rounding, whatever the batch.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.svm import OneClassSVM
+from torch import Tensor
+
+from anomaly_bench.detector import Detector, Explanation, Rows, Stage
+from anomaly_bench.errors import SettingError
+
+
+class OCSVM(Detector):
+    """One-class SVM with an RBF kernel on rows of any shape, flattened.
+
+    Args:
+        shape: of one row.
+        nu: upper bound of the share of training rows outside, in (0, 1].
+        gamma: of the kernel; `scale` for 1 / (d var) of what the SVM is given.
+        pca: principal components that keep this share of the variance, in (0, 1); None for no reduction.
+        max_rows: fit on a random choice of so many training rows, as time grows with their square.
+        features: called as `features(shape=shape)`, gives the detector whose features take the rows' place;
+            it learns first. None for the rows themselves.
+    """
+
+    mean: Tensor  # [D]
+    components: Tensor  # [D, K]
+    support: Tensor  # [S, K]
+    weights: Tensor  # [S], the a_i
+    rho: Tensor
+    gamma: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        nu: float = 0.1,
+        gamma: float | str = "scale",
+        pca: float | None = 0.95,
+        max_rows: int = 10_000,
+        features: Callable[..., Detector] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 < nu <= 1:
+            raise SettingError(f"model.nu={nu}: must be above 0 and at most 1")
+        if gamma != "scale" and (isinstance(gamma, str) or gamma <= 0):
+            raise SettingError(f"model.gamma={gamma}: must be a number above 0, or scale")
+        if pca is not None and not 0 < pca < 1:
+            raise SettingError(f"model.pca={pca}: must be between 0 and 1, or null")
+        if max_rows < 2:
+            raise SettingError(f"model.max_rows={max_rows}: must be at least 2")
+        self.features = features(shape=shape) if features else None
+        self.learned("mean", "components", "support", "weights", "rho", "gamma")
+        self.nu, self.wanted_gamma, self.pca, self.max_rows = nu, gamma, pca, max_rows
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """The stages of `features`, if there are any; the SVM itself has none."""
+        if train.device.type == "mps":
+            raise SettingError("trainer.device=mps: this model computes in float64, which mps lacks; use cpu")
+        if self.features is not None:
+            yield from self.features.stages(train)
+        chosen = torch.randperm(len(train))[: self.max_rows].to(train.device)
+        x = Rows(train.x[chosen], train.mean, train.std).map(self.embed).double()
+        self.fit(x.cpu().numpy())
+
+    def fit(self, x: np.ndarray) -> None:
+        """Fit PCA and SVM to float64 rows `[N, D]`, and copy what they learn into the buffers."""
+        if self.pca is not None:
+            solver = "covariance_eigh" if len(x) > x.shape[1] else "full"
+            pca = PCA(self.pca, svd_solver=solver).fit(x)
+            self.mean = self.buffer(pca.mean_)
+            self.components = self.buffer(pca.components_.T)  # pyright: ignore[reportOptionalMemberAccess]
+            x = pca.transform(x)
+        scale = 1 / (x.shape[1] * x.var())
+        gamma = scale if isinstance(self.wanted_gamma, str) else self.wanted_gamma
+        svm = OneClassSVM(nu=self.nu, gamma=gamma).fit(x)  # pyright: ignore[reportArgumentType]
+        self.support, self.weights = self.buffer(svm.support_vectors_), self.buffer(svm.dual_coef_[0])
+        self.rho, self.gamma = self.buffer(svm.offset_[0]), self.buffer(gamma)
+
+    def buffer(self, values: np.ndarray | float) -> Tensor:
+        """The values as float64 on the detector's device."""
+        return torch.tensor(values, dtype=torch.float64, device=self.rho.device)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """What stands for rows `[N, *shape]` before any reduction, `[N, D]`."""
+        if self.features is None:
+            return x.flatten(1)
+        features = self.features.explain(x).features
+        if features is None:
+            raise SettingError(f"model.features={type(self.features).__name__}: it has no features to give")
+        return features
+
+    def score(self, x: Tensor) -> Tensor:
+        """A(x), `[N]`, float64: rho minus the weighted kernel values; all 0 before anything was learned."""
+        return self.explain(x).score
+
+    def explain(self, x: Tensor) -> Explanation:
+        """Score, and what the SVM was given, `[N, K]`."""
+        rows = self.embed(x).double()
+        if not self.support.numel():
+            return Explanation(rows.new_zeros(len(rows)), features=rows)
+        if self.pca is not None:
+            rows = (rows - self.mean) @ self.components
+        total = rows.new_zeros(len(rows))
+        for support, weights in zip(self.support.split(4096), self.weights.split(4096), strict=True):
+            total += torch.exp(-self.gamma * torch.cdist(rows, support).square()) @ weights
+        return Explanation(self.rho - total, features=rows)

@@ -1,0 +1,127 @@
+"""Scores and truth turned into numbers: a higher score is more anomalous, and anomalous is positive."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.metrics import (
+    auc,
+    average_precision_score,
+    confusion_matrix,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
+
+from anomaly_bench.errors import SettingError
+
+
+def auroc(scores: ArrayLike, anomalous: ArrayLike) -> float:
+    """Area under the ROC curve of `scores` `[N]` against `anomalous` (bool `[N]`), 0 to 1; 0.5 is chance.
+
+    Raises SettingError where the rows are all normal or all anomalous, or a score is not finite.
+    """
+    scores, anomalous = _checked(scores, anomalous)
+    return float(roc_auc_score(anomalous, scores))
+
+
+def measure(scores: ArrayLike, anomalous: ArrayLike, threshold: float) -> dict[str, float]:
+    """Every metric of `scores` `[N]` against `anomalous` (bool `[N]`), each 0 to 1 but for the threshold.
+
+    A row is called anomalous where its score is above `threshold`. `aupr_out` is the area under the
+    precision-recall curve by trapezoids with the anomalies positive, `aupr_in` the same with the normal rows
+    positive and the scores negated; `average_precision` is the step-wise sum, with the anomalies positive.
+    `eer` is the false positive rate where it equals the false negative rate, by linear interpolation on the
+    ROC curve. `precision` is 0 where nothing is called anomalous. Raises as `auroc` does.
+    """
+    scores, anomalous = _checked(scores, anomalous)
+    true_normal, false_anomalous, _, true_anomalous = confusion_matrix(anomalous, scores > threshold).ravel()
+    called = true_anomalous + false_anomalous
+    numbers = {
+        "auroc": roc_auc_score(anomalous, scores),
+        "aupr_in": _aupr(~anomalous, -scores),
+        "aupr_out": _aupr(anomalous, scores),
+        "average_precision": average_precision_score(anomalous, scores),
+        "eer": _equal_error_rate(anomalous, scores),
+        "threshold": threshold,
+        "precision": true_anomalous / called if called else 0,
+        "recall": true_anomalous / anomalous.sum(),
+        "specificity": true_normal / (~anomalous).sum(),
+        "f1": 2 * true_anomalous / (called + anomalous.sum()),
+    }
+    return {name: float(number) for name, number in numbers.items()}
+
+
+def per_class(
+    scores: ArrayLike, anomalous: ArrayLike, classes: ArrayLike, class_names: Sequence[str]
+) -> dict[str, float]:
+    """AUROC of each anomalous class against all normal rows, by class name.
+
+    `classes` are int `[N]`, indices into `class_names`. Raises as `auroc` does.
+    """
+    scores, anomalous = _checked(scores, anomalous)
+    classes = np.asarray(classes)
+    areas = {}
+    for number in np.unique(classes[anomalous]):
+        rows = ~anomalous | (classes == number)
+        areas[class_names[number]] = float(roc_auc_score(anomalous[rows], scores[rows]))
+    return areas
+
+
+def best_f1_threshold(scores: ArrayLike, anomalous: ArrayLike) -> float:
+    """The threshold with the highest F1 on these very rows: it has seen their labels.
+
+    It is the highest score still called normal, or just below all scores where every row is best called
+    anomalous. Raises as `auroc` does.
+    """
+    scores, anomalous = _checked(scores, anomalous)
+    precision, recall, thresholds = precision_recall_curve(anomalous, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    best = int(f1[:-1].argmax())  # the last point of the curve has no threshold
+    # scikit-learn calls a row positive at its threshold, we above it: the next lower score says the same
+    return float(thresholds[best - 1]) if best else float(np.nextafter(thresholds[0], -np.inf))
+
+
+def quantile_threshold(training_scores: ArrayLike, quantile: float) -> float:
+    """The score below which a share `quantile` (0 to 1) of the training rows lies; needs no labels.
+
+    Raises SettingError for a quantile outside [0, 1] and for scores that are not finite.
+    """
+    if not 0 <= quantile <= 1:
+        raise SettingError(f"the threshold's quantile is {quantile}; it must lie between 0 and 1")
+    return float(np.quantile(_finite(training_scores), quantile))
+
+
+def _checked(scores: ArrayLike, anomalous: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Scores as finite float64 `[N]` and truth as bool `[N]` with both kinds in it."""
+    scores, anomalous = _finite(scores), np.asarray(anomalous, bool)
+    if scores.shape != anomalous.shape:
+        raise ValueError(f"{scores.shape} scores do not go with {anomalous.shape} labels")
+    if anomalous.all() or not anomalous.any():
+        kind = "anomalous" if anomalous.all() else "normal"
+        raise SettingError(
+            f"all {len(scores)} test rows are {kind}: an AUROC needs normal and anomalous rows"
+        )
+    return scores, anomalous
+
+
+def _finite(scores: ArrayLike) -> np.ndarray:
+    scores = np.asarray(scores, np.float64)
+    if scores.ndim != 1 or not len(scores):
+        raise ValueError(
+            f"scores have the shape {scores.shape}; one number a row is needed, for one row or more"
+        )
+    if wrong := int((~np.isfinite(scores)).sum()):
+        raise SettingError(f"{wrong} of {len(scores)} scores are not finite: the detector has diverged")
+    return scores
+
+
+def _aupr(positive: np.ndarray, scores: np.ndarray) -> float:
+    precision, recall, _ = precision_recall_curve(positive, scores)
+    return float(auc(recall, precision))
+
+
+def _equal_error_rate(anomalous: np.ndarray, scores: np.ndarray) -> float:
+    false_positive, true_positive, _ = roc_curve(anomalous, scores)
+    # false positive minus false negative rate: strictly rising along the curve, from -1 to 1
+    return float(np.interp(0, false_positive + true_positive - 1, false_positive))

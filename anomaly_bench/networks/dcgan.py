@@ -1,0 +1,90 @@
+"""The convolutional pair of DCGAN (Radford et al. 2016, arXiv 1511.06434) as GANomaly lays it out."""
+
+from torch import Tensor, nn
+
+from anomaly_bench.errors import SettingError
+
+
+def dcgan_init(module: nn.Module) -> None:
+    """DCGAN's first weights, for `module.apply`: convolutions N(0, 0.02), batch norm N(1, 0.02) with shift 0."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def check_dcgan_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Channels and size of square images whose side is 16 times a power of two; anything else is a SettingError."""
+    if len(shape) != 3:
+        raise SettingError(f"model: a convolutional network needs images, found rows of shape {shape}")
+    channels, height, width = shape
+    if height != width or height % 16 or (height // 16) & (height // 16 - 1):
+        raise SettingError(
+            f"data.image_size: found images of {height} x {width}; this network takes square images of "
+            f"16, 32, 64, 128, ... pixels, 16 times a power of two (nearest: {nearest_dcgan_size(height)})"
+        )
+    return channels, height
+
+
+def nearest_dcgan_size(size: int) -> int:
+    """The allowed size closest to `size`."""
+    return min((16 << power for power in range(8)), key=lambda allowed: abs(allowed - size))
+
+
+class Encoder(nn.Module):
+    """Strided convolutions from `[N, nc, size, size]` down to 4 x 4, then one over all of it.
+
+    The stages before that last convolution are `features`, giving `[N, ngf * size / 8, 4, 4]`; `head` makes
+    `[N, nz, 1, 1]` of them. No bias; no batch norm on the first stage.
+    """
+
+    def __init__(self, size: int, nc: int, nz: int, ngf: int) -> None:
+        super().__init__()
+        stages: list[nn.Module] = [nn.Conv2d(nc, ngf, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
+        side, width = size // 2, ngf
+        while side > 4:
+            stages += [
+                nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False),
+                nn.BatchNorm2d(2 * width),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+            side, width = side // 2, 2 * width
+        self.features = nn.Sequential(*stages)
+        self.head = nn.Conv2d(width, nz, 4, 1, 0, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Code `[N, nz, 1, 1]` of images `[N, nc, size, size]`."""
+        return self.head(self.features(x))
+
+
+class Decoder(nn.Sequential):
+    """The encoder's mirror: codes `[N, nz, 1, 1]` to images `[N, nc, size, size]` in (-1, 1)."""
+
+    def __init__(self, size: int, nc: int, nz: int, ngf: int) -> None:
+        width, side = ngf * size // 8, 4
+        stages: list[nn.Module] = [
+            nn.ConvTranspose2d(nz, width, 4, 1, 0, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        ]
+        while side < size // 2:
+            stages += [
+                nn.ConvTranspose2d(width, width // 2, 4, 2, 1, bias=False),
+                nn.BatchNorm2d(width // 2),
+                nn.ReLU(inplace=True),
+            ]
+            side, width = side * 2, width // 2
+        super().__init__(*stages, nn.ConvTranspose2d(width, nc, 4, 2, 1, bias=False), nn.Tanh())
+
+
+class Discriminator(Encoder):
+    """An encoder with one output: features `[N, ndf * size / 8, 4, 4]` and logits `[N]` of being real."""
+
+    def __init__(self, size: int, nc: int, ndf: int) -> None:
+        super().__init__(size, nc, 1, ndf)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Features and logits of images `[N, nc, size, size]`."""
+        features = self.features(x)
+        return features, self.head(features).flatten()

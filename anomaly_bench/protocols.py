@@ -1,0 +1,157 @@
+"""Protocols: who is normal, what trains, what is tested."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from anomaly_bench.data.dataset import Dataset
+from anomaly_bench.errors import SettingError
+
+LOG = logging.getLogger("anomaly_bench")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows of a data set train and which are tested.
+
+    Attributes:
+        train: int64 row numbers, ascending; no anomalous row is among them.
+        test: int64 row numbers `[n_test]`, ascending; none is in `train`.
+        anomalous: bool `[n_test]`, the truth about the test rows.
+        case: what is swept, for the run's name: `abnormal-2`, `normal-cat`, `folder`.
+        class_index: of the class that is swept; None where none is.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    anomalous: np.ndarray
+    case: str
+    class_index: int | None = None
+
+
+@dataclass(frozen=True)
+class LeaveOneClassOut:
+    """One class is anomalous, all others are normal, official parts are pooled (GANomaly, section 4; EGBAD).
+
+    Normal rows are shuffled by `seed`; the first `train_share` of them train, the others are tested together
+    with every row of the abnormal class.
+
+    Args:
+        abnormal_class: index or name.
+        train_share: of the normal rows, rounded down; above 0 and below 1.
+    """
+
+    abnormal_class: int | str
+    train_share: float = 0.8
+
+    def split(self, dataset: Dataset, seed: int) -> Split:
+        """The rows for this seed; the same on every machine."""
+        abnormal = class_index(dataset, self.abnormal_class, "abnormal_class")
+        if not 0 < self.train_share < 1:
+            raise SettingError(f"protocol.train_share={self.train_share}: allowed is above 0 and below 1")
+        anomalous = dataset.classes == abnormal
+        normal = shuffled(np.flatnonzero(~anomalous), seed)
+        n_train = int(self.train_share * len(normal))
+        test = np.sort(np.concatenate([normal[n_train:], np.flatnonzero(anomalous)]))
+        case = f"abnormal-{dataset.class_names[abnormal]}"
+        return checked(Split(np.sort(normal[:n_train]), test, anomalous[test], case, abnormal), dataset)
+
+
+@dataclass(frozen=True)
+class OneVsRest:
+    """One class is normal: its official training rows train, the whole official test part is tested.
+
+    Deep SVDD's, section 4, and that of most one-class methods since.
+
+    Args:
+        normal_class: index or name.
+    """
+
+    normal_class: int | str
+
+    def split(self, dataset: Dataset, seed: int) -> Split:
+        """The rows; the official parts leave nothing to `seed`."""
+        normal = class_index(dataset, self.normal_class, "normal_class")
+        if dataset.official_train.all():
+            raise SettingError(
+                f"protocol=one_vs_rest: data={dataset.name} has no official test part; "
+                "use protocol=leave_one_class_out or another data set"
+            )
+        test = np.flatnonzero(~dataset.official_train)
+        train = np.flatnonzero(dataset.official_train & (dataset.classes == normal))
+        case = f"normal-{dataset.class_names[normal]}"
+        return checked(Split(train, test, dataset.classes[test] != normal, case, normal), dataset)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Folder names say who is normal: `0.*`, `normal` or `good`. `train/` trains and `test/` is tested."""
+
+    def split(self, dataset: Dataset, seed: int) -> Split:
+        """The rows; the folders leave nothing to `seed`. Anomalous rows under `train/` are left out."""
+        normal_class = np.array([is_normal(name) for name in dataset.class_names])
+        if not normal_class.any() or normal_class.all():
+            raise SettingError(
+                f"protocol=folder: data={dataset.name} has the classes {listed(dataset)}; needed are "
+                "normal ones, named 0.*, normal or good, and others; or protocol=one_vs_rest normal_class=..."
+            )
+        normal = normal_class[dataset.classes]
+        unused = Counter(dataset.class_names[c] for c in dataset.classes[dataset.official_train & ~normal])
+        if unused:
+            LOG.warning("protocol: anomalous images under train/ are left out: %s", dict(unused))
+        test = np.flatnonzero(~dataset.official_train)
+        train = np.flatnonzero(dataset.official_train & normal)
+        return checked(Split(train, test, ~normal[test], "folder"), dataset)
+
+
+def is_normal(class_name: str) -> bool:
+    """Whether the first or last folder of a class name says normal: `0.*`, `normal` or `good`."""
+    first, last = class_name.lower().split("/")[0], class_name.lower().split("/")[-1]
+    return any(part.startswith("0.") or part in ("normal", "good") for part in (first, last))
+
+
+def class_index(dataset: Dataset, wanted: int | str, setting: str) -> int:
+    """The class that `setting=wanted` means: an index, a name, or an index in digits, names first."""
+    names = dataset.class_names
+    if wanted in names:
+        return names.index(str(wanted))
+    if isinstance(wanted, str) and wanted.isdecimal():
+        wanted = int(wanted)
+    if isinstance(wanted, int) and 0 <= wanted < len(names):
+        return int(wanted)
+    raise SettingError(
+        f"{setting}={wanted}: data={dataset.name} has no such class; allowed are 0 to {len(names) - 1}, "
+        f"or {listed(dataset)}"
+    )
+
+
+def listed(dataset: Dataset) -> str:
+    """The class names, for a message; at most 30 of them."""
+    more = ", ..." if len(dataset.class_names) > 30 else ""
+    return ", ".join(dataset.class_names[:30]) + more
+
+
+def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
+    """`rows` in an order that depends on `seed` only."""
+    if not 0 <= seed < 2**32:
+        raise SettingError(f"seed={seed}: allowed is 0 to 2**32 - 1")
+    # numpy promises that this generator's stream never changes; that of `default_rng` may.
+    return np.random.RandomState(seed).permutation(rows)
+
+
+def checked(split: Split, dataset: Dataset) -> Split:
+    """The split, if it has rows to learn from and both kinds to test; else no AUROC could come of it."""
+    counts = {
+        "training": len(split.train),
+        "normal test": int((~split.anomalous).sum()),
+        "anomalous test": int(split.anomalous.sum()),
+    }
+    if min(counts.values()) == 0:
+        found = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+        raise SettingError(
+            f"data={dataset.name}, {split.case}: {found} rows; at least one of each is needed "
+            "(data.limit too small?)"
+        )
+    return split

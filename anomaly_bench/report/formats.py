@@ -1,0 +1,120 @@
+"""A table as plain text, Markdown and LaTeX, with every name from outside escaped."""
+
+from dataclasses import dataclass
+from textwrap import fill
+
+import pandas as pd
+from tabulate import tabulate
+
+from anomaly_bench.report.results import Line
+
+WIDTH = 120
+LATEX_HEAD = "% \\usepackage{booktabs} in the preamble; XeLaTeX or LuaLaTeX for names beyond Latin letters\n"
+COLUMNS_ABREAST = 11
+LABEL_WIDTH = 24
+MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in r"\`*_[]<>|~$&#"})
+LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "{}$&#%_"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''"}
+    | {"[": "{[}", "]": "{]}", "*": "{*}"}  # after a line's end these would be read as part of it
+    | {"±": r"$\pm$", "†": r"\dag{}", "·": r"$\cdot$", "–": "--", "×": r"$\times$"}
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to show, its texts as they came.
+
+    Attributes:
+        name: of its data set and protocol, for a file.
+        title: what it shows.
+        headers: of the columns; the first `labels` of them say what a row is, the others hold numbers.
+        rows: a text for each header.
+        notes: sentences below it.
+        cells: the numbers behind it, as `tidy` gives them.
+    """
+
+    name: str
+    title: str
+    headers: list[str]
+    labels: int
+    rows: list[list[str]]
+    notes: list[str]
+    cells: list[Line]
+
+
+def text(table: Table) -> str:
+    """For a terminal: 120 characters wide where the names allow it, many classes in several blocks."""
+    numbers = range(table.labels, len(table.headers))
+    starts = numbers[::COLUMNS_ABREAST] if table.rows else ()
+    blocks = [_block(table, numbers[start - table.labels :][:COLUMNS_ABREAST]) for start in starts]
+    title = _printable(table.title)
+    notes = [
+        fill(_printable(note), WIDTH, initial_indent="- ", subsequent_indent="  ") for note in table.notes
+    ]
+    return "\n\n".join([f"{title}\n{'=' * len(title)}", *blocks, "\n".join(notes)])
+
+
+def _block(table: Table, numbers: range) -> str:
+    """The rows with some of their numbers; what a row is in one column, deviations below their means."""
+    rows = []
+    for row in table.rows:
+        *what, n, epochs = (_cut(_printable(label), LABEL_WIDTH) for label in row[: table.labels])
+        rows.append(
+            ["\n".join(filter(None, what)), n, epochs, *(row[c].replace(" ± 0", "\n±") for c in numbers)]
+        )
+    lines = []
+    for longest in (LABEL_WIDTH, 16, 12, 10, 8, 6):
+        classes = [_cut(_printable(table.headers[c]), longest) for c in numbers]
+        align = ["left"] * 3 + ["right"] * len(classes)
+        # the headers are given as a row because tabulate pads real ones
+        whole = [["model", "n", "epochs", *classes], *rows]
+        lines = tabulate(whole, tablefmt="plain", disable_numparse=True, colalign=align).splitlines()
+        if max(map(len, lines)) <= WIDTH:
+            break
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _cut(name: str, longest: int) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def markdown(table: Table) -> str:
+    """A section with a pipe table and a list of notes."""
+    parts = [f"## {_escaped(table.title, MARKDOWN)}"]
+    if table.rows:
+        align = ["left"] * table.labels + ["right"] * (len(table.headers) - table.labels)
+        parts.append(_frame(table, MARKDOWN).to_markdown(index=False, disable_numparse=True, colalign=align))
+    parts.append("\n".join(f"- {_escaped(note, MARKDOWN)}" for note in table.notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(table: Table) -> str:
+    """A floating table with booktabs rules, its notes below the rules as a small list."""
+    notes = "\n\n".join(f"\\noindent {_escaped(note, LATEX)}" for note in table.notes)
+    notes = f"{{\\footnotesize\n{notes}\n\n}}\n"
+    if not table.rows:
+        return notes
+    columns = "l" * table.labels + "r" * (len(table.headers) - table.labels)
+    caption = _escaped(table.title, LATEX)
+    body = _frame(table, LATEX).to_latex(
+        index=False, escape=False, caption=caption, column_format=columns, position="htbp"
+    )
+    narrow = "\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
+    body = body.replace("\\begin{tabular}", narrow + "\\begin{tabular}", 1)
+    return body.replace("\\end{table}", notes + "\\end{table}")
+
+
+def _frame(table: Table, signs: dict[int, str]) -> pd.DataFrame:
+    rows = [[_escaped(cell, signs) for cell in row] for row in table.rows]
+    return pd.DataFrame(rows, columns=[_escaped(header, signs) for header in table.headers])
+
+
+def _escaped(name: str, signs: dict[int, str]) -> str:
+    return _printable(name).translate(signs)
+
+
+def _printable(name: str) -> str:
+    """Line ends and terminal codes as spaces."""
+    return "".join(sign if sign.isprintable() else " " for sign in name)

@@ -1,0 +1,121 @@
+"""What a reader must know to trust a table, said from the records it was made of."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from anomaly_bench.record import Record
+from anomaly_bench.report.results import ROW, Line
+
+MOST_LISTED = 10
+
+
+def notes(records: Sequence[Record], lines: Sequence[Line]) -> list[str]:
+    """Sentences below one table: `records` are its runs, `lines` their results."""
+    runs = [record.run for record in records if record.status == "finished"]
+    if not runs:
+        return _gaps(records, lines)
+    return [*_reading(lines, runs), *_evaluations(runs), *_provenance(runs), *_gaps(records, lines)]
+
+
+def synthetic(records: Sequence[Record]) -> bool:
+    """Were any of these runs on data that a program drew?"""
+    return any(record.run.get("data_source") == "synthetic" for record in records)
+
+
+def _reading(lines: Sequence[Line], runs: Sequence[dict[str, Any]]) -> list[str]:
+    seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
+    sentences = [
+        f"AUROC, anomalous positive: mean ± sample standard deviation over n seeds. Seeds: {seeds}. "
+        "Epochs: passes over the training rows, all stages together."
+    ]
+    if any(line.get("auroc_untrained") is not None for line in lines):
+        models: dict[str, set[str]] = defaultdict(set)
+        for run in runs:
+            models[str(run.get("control"))].add(run["model"])
+        controls = "; ".join(f"{kind}: {_listed(models[kind])}" for kind in sorted(models))
+        sentences.append(f"untrained: the control, the same detector without its training ({controls}).")
+    if any(line.get("auroc_best_epoch") is not None for line in lines):
+        sentences.append(
+            "* best epoch: the highest AUROC of all evaluated epochs. It has seen the test labels and is no "
+            "honest result."
+        )
+    n_classes = max(len(run.get("data_classes") or []) for run in runs)
+    if len({line["class"] for line in lines if line["swept"]}) > 1:
+        sentences.append(f"mean: over the classes; † where these are not all {n_classes} of the data set.")
+    return sentences
+
+
+def _evaluations(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """How each evaluation in the table has its switches, and for which methods."""
+    models: dict[str, set[str]] = defaultdict(set)
+    names = {}
+    for run in runs:
+        switches = dict(run.get("evaluation") or {})
+        name = str(switches.pop("name", ""))
+        told = ", ".join(f"{key}={value}" for key, value in sorted(switches.items()))
+        if switches.get("epoch") == "best_test":
+            told += "; its AUROC is that of the epoch chosen by the test labels"
+        models[told].add(str(run["model"]))
+        names[told] = name
+    return [f"Evaluation {names[told]} ({_listed(models[told])}): {told}." for told in sorted(models)]
+
+
+def _provenance(runs: Sequence[dict[str, Any]]) -> list[str]:
+    sources = {_source(run) for run in runs}
+    prints = {run.get("data_fingerprint") for run in runs}
+    devices = {f"{run.get('device')}, {run.get('precision')}" for run in runs}
+    machines = {str((run.get("machine") or {}).get("cpu")) for run in runs}
+    versions = {", ".join(f"{k} {v}" for k, v in (run.get("versions") or {}).items()) for run in runs}
+    lines = [f"Data: {_listed(sources)}; fingerprint {_listed(prints)}."]
+    if len(prints) > 1:
+        lines.append("The runs of this table did not all see the same data: their fingerprints differ.")
+    lines.append(f"Device and precision: {'; '.join(sorted(devices))}. Processor: {_listed(machines)}.")
+    revisions = {run.get("git") or "unknown" for run in runs}
+    lines.append(f"Versions: {'; '.join(sorted(versions))}; revision {_listed(revisions)}.")
+    return lines
+
+
+def _source(run: dict[str, Any]) -> str:
+    source = run.get("data_source")
+    if source == "synthetic":
+        return "SYNTHETIC, drawn by a program: these numbers say nothing of real images"
+    return "class folders" if source == "folder" else str(source)
+
+
+def _gaps(records: Sequence[Record], lines: Sequence[Line]) -> list[str]:
+    """What was started or is due and has no number."""
+    sentences = _missing(lines)
+    if unfinished := [record.folder.name for record in records if record.status == "unfinished"]:
+        sentences.append(f"Unfinished: {_some(unfinished)}.")
+    return sentences + [failure(record) for record in records if record.status == "failed"]
+
+
+def failure(record: Record) -> str:
+    """One line on a run that failed."""
+    return f"FAILED: {record.folder.name}: {record.failure.get('error')}"
+
+
+def _missing(lines: Sequence[Line]) -> list[str]:
+    """The classes and seeds that a row has no number for, of the table's classes and the row's own seeds."""
+    swept = [line for line in lines if line["swept"]]
+    classes = [name for _, name in sorted({(line["order"], line["class"]) for line in swept})]
+    sentences = []
+    for row in sorted({tuple(line[key] for key in ROW) for line in swept}):
+        own = [line for line in swept if tuple(line[key] for key in ROW) == row]
+        done = {(line["class"], line["seed"]) for line in own if line["finished"]}
+        due = [(name, seed) for name in classes for seed in sorted({line["seed"] for line in own})]
+        absent = [f"{name} (seed {seed})" for name, seed in due if (name, seed) not in done]
+        if absent:
+            name = ", ".join(filter(None, row))
+            sentences.append(f"Missing from {name}: {len(absent)} of {len(due)} runs: {_some(absent)}.")
+    return sentences
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - MOST_LISTED
+    return ", ".join(names[:MOST_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(sorted(str(value) for value in values))

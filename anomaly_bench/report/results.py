@@ -1,0 +1,167 @@
+"""The numbers of many runs, side by side and then averaged over seeds."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from anomaly_bench.record import SWEPT, Record
+
+ROW = ("model", "evaluation", "settings")
+"""What tells the rows of one table apart."""
+
+KINDS = {"": "auroc", "untrained_": "auroc_untrained", "best_epoch_": "auroc_best_epoch"}
+"""The three numbers of a cell: how its mean and deviation begin, and what they are of."""
+
+NUMBERS = [f"{kind}{number}" for kind in KINDS for number in ("mean", "std")]
+CELL = ("data", "protocol", *ROW, "class", "n", "epochs", *NUMBERS)
+"""The columns of `table.csv`."""
+
+SHOWN_ELSEWHERE = SWEPT | {"model", "data", "protocol", "evaluation", "runs_dir", "rerun"}
+
+Line = dict[str, Any]
+
+
+def latest(records: Sequence[Record]) -> list[Record]:
+    """The records that say what they are; of several with one model, settings, class and seed the newest.
+
+    A finished one is taken before one that is not.
+    """
+
+    def age(record: Record) -> tuple[bool, str]:
+        return record.status == "finished", str(record.run.get("finished") or record.run.get("started"))
+
+    named = [record for record in records if {"data", "protocol", "model"} <= record.run.keys()]
+    return list({_identity(record): record for record in sorted(named, key=age)}.values())
+
+
+def _identity(record: Record) -> tuple[Any, ...]:
+    run = record.run
+    return (*_kind(record), run.get("settings_hash"), run.get("case"), run.get("class"), run.get("seed"))
+
+
+def _kind(record: Record) -> tuple[str, ...]:
+    run = record.run
+    return run["data"], run["protocol"], run["model"], str((run.get("evaluation") or {}).get("name", ""))
+
+
+def results(records: Sequence[Record]) -> list[Line]:
+    """One line for each run and each column of its table that it has a number for.
+
+    A run of one swept class fills that class's column. A run without one fills a column for each anomalous
+    class and one named `overall`. A run that is not finished has its line too, without numbers. `swept` says
+    whether the run has a class of its own, `order` is the place of the table's column.
+    """
+    settings = _settings(records)
+    return [line for record in records for line in _lines(record, settings)]
+
+
+def _lines(record: Record, settings: dict[tuple[Any, ...], str]) -> list[Line]:
+    run, kind = record.run, _kind(record)
+    facts = dict(zip(("data", "protocol", "model", "evaluation"), kind, strict=True)) | {
+        "settings": settings[(*kind, run.get("settings_hash"))],
+        "finished": record.status == "finished",
+        "swept": run.get("class") is not None,
+        "seed": run.get("seed"),
+        "epochs": run.get("epochs_done"),
+    }
+    whole = facts | {number: record.metrics.get(number) for number in KINDS.values()}
+    if facts["swept"]:
+        return [whole | {"class": str(run["class"]), "order": float(run.get("class_index") or 0)}]
+    order = {name: number for number, name in enumerate(run.get("data_classes") or [])}
+    parts = [
+        facts | {"class": name, "order": float(order.get(name, len(order))), "auroc": area}
+        for name, area in (record.metrics.get("per_class") or {}).items()
+    ]
+    return [*parts, whole | {"class": "overall", "order": math.inf}]
+
+
+def _settings(records: Sequence[Record]) -> dict[tuple[Any, ...], str]:
+    """What to call the settings behind each hash of a (data, protocol, model, evaluation).
+
+    It is the overrides that differ, and nothing where there is one hash only.
+    """
+    overrides: dict[tuple[str, ...], dict[Any, set[str]]] = defaultdict(dict)
+    for record in records:
+        overrides[_kind(record)][record.run.get("settings_hash")] = _told_apart(record.run)
+    names = {}
+    for kind, variants in overrides.items():
+        common = set.intersection(*variants.values())
+        labels = {key: ", ".join(sorted(own - common)) or "default" for key, own in variants.items()}
+        for key, label in labels.items():
+            alike = list(labels.values()).count(label) > 1
+            names[(*kind, key)] = "" if len(variants) == 1 else f"{label} ({key})" if alike else label
+    return names
+
+
+def _told_apart(run: dict[str, Any]) -> set[str]:
+    """The overrides that no other column of the table shows."""
+    overrides = [str(override).lstrip("+~") for override in run.get("overrides") or []]
+    return {text for text in overrides if text.split("=")[0] not in SHOWN_ELSEWHERE and text[:5] != "hydra"}
+
+
+def tidy(lines: Sequence[Line]) -> list[Line]:
+    """Mean and sample standard deviation over seeds: one line for each cell of the tables, in their order.
+
+    Where a row has several swept classes, its last line, of class `mean`, holds the mean over them of their
+    means; its deviation is that of the per-seed means, and NaN unless every seed has every class. `mean` and
+    `std` are of the AUROC, `untrained_mean` and `untrained_std` of the control's, `best_epoch_mean` and
+    `best_epoch_std` of the best epoch's; NaN where there is none. `epochs` is a text, for it may be a span.
+    """
+    cells = []
+    done = [line for line in lines if line["finished"]]
+    for row in _grouped(done, "data", "protocol", *ROW):
+        columns = _grouped(row, "order", "class")
+        cells += [_cell(column, len(column), _over_seeds(column)) for column in columns]
+        if len(columns) > 1 and all(line["swept"] for line in row):
+            n = len({line["seed"] for line in row})
+            cells.append(_cell(row, n, _over_classes(columns)) | {"class": "mean", "order": math.inf})
+    return cells
+
+
+def _grouped(lines: Iterable[Line], *keys: str) -> list[list[Line]]:
+    """The lines that are alike in `keys`, sorted by them."""
+    groups = defaultdict(list)
+    for line in lines:
+        groups[tuple(line[key] for key in keys)].append(line)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _cell(lines: list[Line], n: int, numbers: Line) -> Line:
+    same = {key: lines[0][key] for key in ("data", "protocol", *ROW, "class", "order")}
+    return same | {"n": n, "epochs": span(line["epochs"] for line in lines)} | numbers
+
+
+def _over_seeds(lines: list[Line]) -> Line:
+    numbers = {}
+    for kind, name in KINDS.items():
+        numbers |= _statistics(kind, [line[name] for line in lines if line.get(name) is not None])
+    return numbers
+
+
+def _over_classes(columns: list[list[Line]]) -> Line:
+    numbers = {}
+    for kind, name in KINDS.items():
+        by_seed: dict[Any, list[float]] = defaultdict(list)
+        for line in (line for column in columns for line in column if line.get(name) is not None):
+            by_seed[line["seed"]].append(line[name])
+        means = [_over_seeds(column)[f"{kind}mean"] for column in columns]
+        numbers |= _statistics(kind, [fmean(areas) for areas in by_seed.values()])
+        numbers[f"{kind}mean"] = fmean(means)
+        if any(len(areas) < len(columns) for areas in by_seed.values()):
+            numbers[f"{kind}std"] = math.nan
+    return numbers
+
+
+def _statistics(kind: str, areas: list[float]) -> Line:
+    mean = fmean(areas) if areas else math.nan
+    return {f"{kind}mean": mean, f"{kind}std": stdev(areas) if len(areas) > 1 else math.nan}
+
+
+def span(numbers: Iterable[int | None]) -> str:
+    """The whole numbers as a text: `3`, or `1–3` where they differ; empty where there are none."""
+    known = [number for number in numbers if number is not None]
+    if not known:
+        return ""
+    return f"{min(known)}" if min(known) == max(known) else f"{min(known)}–{max(known)}"

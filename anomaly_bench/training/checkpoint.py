@@ -1,0 +1,154 @@
+"""What is kept of an unfinished run: one safetensors file, renamed into place, that holds no code."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from anomaly_bench.record import replacing
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch.
+
+    Attributes:
+        stage: number of its stage, from 0, and `name` that stage's name.
+        epoch: from 1 within its stage.
+        losses: means over its steps.
+        rows: training rows seen.
+        seconds: of training, without evaluation.
+        auroc: on the test rows, where epochs are evaluated. It has seen the test labels.
+    """
+
+    stage: int
+    name: str
+    epoch: int
+    losses: dict[str, float]
+    rows: int
+    seconds: float
+    auroc: float | None = None
+
+
+@dataclass
+class Checkpoint:
+    """Where a run stands: so many epochs of stage `stage` are done, and with them all of this was so.
+
+    Attributes:
+        stage, epoch: number of the stage, and its epochs done.
+        over: the stage is done, by its epochs or by its own rule.
+        history: every epoch so far.
+        tensors: weights, optimiser state and random states, by prefix (`model.`, `optimizer.`, `random.`).
+        groups: the optimisers' settings.
+    """
+
+    stage: int
+    epoch: int
+    over: bool
+    history: list[Epoch]
+    tensors: dict[str, Tensor]
+    groups: list[list[dict]] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write to a temporary file, then rename."""
+        facts = {
+            "stage": self.stage,
+            "epoch": self.epoch,
+            "over": self.over,
+            "history": [asdict(line) for line in self.history],
+            "groups": self.groups,
+        }
+        save_tensors(path, self.tensors, {"checkpoint": json.dumps(facts)})
+
+    @classmethod
+    def load(cls, path: Path) -> "Checkpoint":
+        """Read it back, onto the CPU."""
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["checkpoint"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts["history"] = [Epoch(**line) for line in facts["history"]]
+        return cls(tensors=tensors, **facts)
+
+    @property
+    def model(self) -> dict[str, Tensor]:
+        """The detector's `state_dict`."""
+        return self.part("model.")
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under `prefix`, named without it."""
+        return {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}
+
+    def restore_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
+        """Give each optimiser its state back, laid out in memory as its parameters are."""
+        for number, (optimizer, groups) in enumerate(zip(optimizers, self.groups, strict=True)):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in self.part(f"optimizer.{number}.").items():
+                index, key = name.split(".", 1)
+                state.setdefault(int(index), {})[key] = laid_out_as(parameters[int(index)], tensor)
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` in the memory format and on the device of `parameter`, if it has its shape."""
+    return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+
+
+def optimizer_tensors(optimizers: Sequence[Optimizer]) -> tuple[dict[str, Tensor], list[list[dict]]]:
+    """The optimisers' state as tensors by name, and their settings as plain values."""
+    tensors: dict[str, Tensor] = {}
+    groups = []
+    for number, optimizer in enumerate(optimizers):
+        kept = optimizer.state_dict()
+        groups.append(kept["param_groups"])
+        for index, entries in kept["state"].items():
+            for key, value in entries.items():
+                if value is not None:
+                    tensors[f"optimizer.{number}.{index}.{key}"] = torch.as_tensor(value)
+    return tensors, groups
+
+
+def random_state(device: torch.device, order: torch.Generator) -> dict[str, Tensor]:
+    """Every random state that a run draws from."""
+    states = {"random.cpu": torch.get_rng_state(), "random.order": order.get_state()}
+    if device.type == "cuda":
+        states["random.cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        states["random.mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def restore_random_state(states: dict[str, Tensor], device: torch.device, order: torch.Generator) -> None:
+    """Set the random states that `random_state` gave, `random.` taken off their names."""
+    torch.set_rng_state(states["cpu"])
+    order.set_state(states["order"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    if device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
+
+
+def save_weights(path: Path, detector: nn.Module, **facts: float) -> None:
+    """A detector's weights and fitted state as a safetensors file, with some numbers beside them."""
+    save_tensors(path, dict(detector.state_dict()), {name: repr(value) for name, value in facts.items()})
+
+
+def kept_fact(path: Path, name: str) -> float | None:
+    """A number that `save_weights` put beside the weights; None where there is no such file."""
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        return float(file.metadata()[name])
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file to a temporary name, then rename."""
+    plain = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(plain, temporary, metadata)

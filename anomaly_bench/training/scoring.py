@@ -1,0 +1,72 @@
+"""Scores and explanations of many rows, batch by batch, leaving the detector and its random state as they were."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from anomaly_bench.detector import Detector, Explanation
+from anomaly_bench.rows import Rows
+
+
+@contextmanager
+def evaluation(detector: Detector, device: torch.device, batch_statistics: bool = False) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; modes, random state and running statistics unchanged after.
+
+    `batch_statistics` normalises by each batch's own mean and variance, as a network in training mode does.
+    """
+    modes = [(module, module.training) for module in detector.modules()]
+    momenta = [(module, module.momentum) for module in detector.modules() if isinstance(module, _BatchNorm)]
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        detector.eval()
+        if batch_statistics:
+            for module, _ in momenta:
+                module.train()
+                module.momentum = 0.0
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for module, momentum in momenta:
+                module.momentum = momentum
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a detector computes: bfloat16 where it is safe, or nothing.
+
+    Casts of weights are not cached: a step that uses a network again after its update must see the new weights.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
+def score_rows(
+    detector: Detector,
+    rows: Rows,
+    *,
+    precision: str,
+    batch_size: int,
+    batch_statistics: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    """Anomaly score of every row in order, float32 `[N]` on the CPU. `progress` is told the rows just done."""
+    scores = []
+    with evaluation(detector, rows.device, batch_statistics), autocast(rows.device, precision):
+        for batch in rows.in_order(batch_size):
+            scores.append(detector.score(batch.x).float())
+            if progress is not None:
+                progress(len(batch.x))
+    return torch.cat(scores).cpu()
+
+
+def explain_rows(detector: Detector, rows: Rows, *, precision: str, batch_size: int) -> Explanation:
+    """Everything the detector can show of the rows, in order, float32 on the CPU."""
+    with evaluation(detector, rows.device), autocast(rows.device, precision):
+        parts = [detector.explain(batch.x) for batch in rows.in_order(batch_size)]
+    joined = (None if field[0] is None else torch.cat(field).float().cpu() for field in zip(*parts, strict=True))
+    return Explanation(*joined)
+
+

@@ -1,0 +1,245 @@
+"""The training loop: walks a detector's stages, epoch by epoch, and can be stopped and resumed after any of them."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from anomaly_bench.detector import Detector, Rows, Stage
+from anomaly_bench.errors import SettingError
+from anomaly_bench.training.checkpoint import (
+    Checkpoint,
+    Epoch,
+    optimizer_tensors,
+    random_state,
+    restore_random_state,
+)
+from anomaly_bench.training.device import pick_device, pick_precision
+from anomaly_bench.training.scoring import autocast
+
+LOOK_EVERY = 50
+"""Steps between two looks at the losses; in between nothing waits for the device."""
+
+
+class DivergedError(SettingError):
+    """A loss that is not a finite number."""
+
+
+class Trainer:
+    """How to train, whatever the method.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`, `cuda:i` or `mps`.
+        precision: `auto`, `fp32` or `bf16` (weights, their updates and batch-norm statistics stay float32).
+        batch_size: in place of the method's own; null keeps that.
+        epoch_scale: the epochs of each stage times this, at least one.
+        max_epochs: no stage has more; null for no bound.
+        eval_every: score the test rows after every so many epochs; 0 for never. Costs a scoring pass each.
+        channels_last: keep images and convolutions in that memory format.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | None = None,
+        epoch_scale: float = 1.0,
+        max_epochs: int | None = None,
+        eval_every: int = 0,
+        channels_last: bool = True,
+    ) -> None:
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("max_epochs", max_epochs, 0),
+            ("eval_every", eval_every, 0),
+        ):
+            if value is not None and value < least:
+                raise SettingError(f"trainer.{name}={value}: must be at least {least}")
+        if epoch_scale <= 0:
+            raise SettingError(f"trainer.epoch_scale={epoch_scale}: must be above 0")
+        self.device = pick_device(device)
+        self.precision = pick_precision(precision, self.device)
+        self.batch_size = batch_size
+        self.epoch_scale = epoch_scale
+        self.max_epochs = max_epochs
+        self.eval_every = eval_every
+        self.channels_last = channels_last
+
+    def place(self, detector: Detector) -> Detector:
+        """The detector on the device, in the memory format."""
+        if not self.channels_last:
+            return detector.to(self.device)
+        return detector.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def rows(self, x: Tensor, mean: float, std: float) -> Rows:
+        """Rows on the device, in the memory format."""
+        return Rows(x.to(self.device), mean, std, self.channels_last)
+
+    def epochs(self, stage: Stage) -> int:
+        """How many epochs a stage gets here."""
+        if self.max_epochs == 0 or stage.epochs == 0:
+            return 0
+        scaled = max(1, round(stage.epochs * self.epoch_scale))
+        return scaled if self.max_epochs is None else min(scaled, self.max_epochs)
+
+    def learn(
+        self,
+        detector: Detector,
+        train: Rows,
+        *,
+        seed: int,
+        keep: Path | None = None,
+        evaluate: Callable[[], float] | None = None,
+    ) -> "Learned":
+        """Train a placed detector on rows of the same device.
+
+        Args:
+            seed: of the order of the batches and of all that steps draw.
+            keep: file to keep the state in after every epoch; if it is there, the run goes on from it.
+            evaluate: called every `eval_every` epochs, gives a figure for the history (the test AUROC).
+
+        Raises:
+            DivergedError: a loss became NaN or infinite.
+        """
+        if len(train) == 0:
+            raise SettingError("protocol: it leaves no rows to train on")
+        torch.manual_seed(seed)
+        order = torch.Generator().manual_seed(seed)
+        kept = Checkpoint.load(keep) if keep is not None and keep.exists() else None
+        if kept:
+            detector.load_state_dict(kept.model)
+        history = list(kept.history) if kept else []
+        walk = Walk(detector, train)
+        for number, stage in enumerate(walk):
+            done = resumed(kept, number, detector, stage, train.device, order)
+            detector.train()
+            for epoch in range(done, self.epochs(stage)):
+                line = self.one_epoch(number, epoch + 1, stage, train, order)
+                last = epoch + 1 == self.epochs(stage)
+                due = self.eval_every and (last or (epoch + 1) % self.eval_every == 0)
+                if evaluate is not None and due and stage.scorable:
+                    line = replace(line, auroc=evaluate())
+                history.append(line)
+                over = last or (stage.until is not None and stage.until(line.losses))
+                if keep is not None:
+                    state_after(line, over, history, detector, stage, train.device, order).save(keep)
+                if over:
+                    break
+        return Learned(history, walk.seconds + sum(line.seconds for line in history))
+
+    def one_epoch(
+        self, number: int, epoch: int, stage: Stage, train: Rows, order: torch.Generator
+    ) -> Epoch:
+        """Every training row once, in random order."""
+        size = train.batch_size(self.batch_size or stage.batch_size)
+        steps = train.steps(size)
+        title = f"{stage.name} {epoch}/{self.epochs(stage)}"
+        started = time.perf_counter()
+        totals: Tensor | None = None
+        names: list[str] = []
+        unseen: list[Tensor] = []
+        with tqdm(total=steps * size, desc=title, unit=" rows", disable=None, leave=False) as bar:
+            for step, batch in enumerate(train.shuffled(size, order), 1):
+                with autocast(train.device, self.precision):
+                    losses = stage.step(batch)
+                names = list(losses)
+                unseen.append(torch.stack([loss.float() for loss in losses.values()]))
+                if step % LOOK_EVERY == 0 or step == steps:
+                    block = torch.stack(unseen).cpu()
+                    check_finite(block, names, stage.name, epoch, step - len(unseen))
+                    totals = block.sum(0) if totals is None else totals + block.sum(0)
+                    bar.update(len(unseen) * size)
+                    bar.set_postfix(dict(zip(names, block.mean(0).tolist(), strict=True)))
+                    unseen.clear()
+        means = [] if totals is None else (totals / steps).tolist()
+        losses = dict(zip(names, means, strict=True))
+        return Epoch(number, stage.name, epoch, losses, steps * size, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What training a detector came to: every epoch, and seconds of learning in epochs and between them."""
+
+    history: list[Epoch]
+    seconds: float
+
+
+class Walk:
+    """A detector's stages in turn; its code in between runs in evaluation mode, without gradients, and timed."""
+
+    def __init__(self, detector: Detector, train: Rows) -> None:
+        self.detector = detector
+        self.walk = detector.stages(train)
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Stage]:
+        while (stage := self.next()) is not None:
+            yield stage
+
+    def next(self) -> Stage | None:
+        """The next stage, or None after the last; the detector is then in evaluation mode."""
+        started = time.perf_counter()
+        self.detector.eval()
+        with torch.no_grad():
+            stage = next(self.walk, None)
+        self.seconds += time.perf_counter() - started
+        return stage
+
+
+def leave_untrained(detector: Detector, rows: Rows) -> int:
+    """Walk the stages without one epoch of any, so that only closed forms are fitted; gives their number."""
+    return sum(1 for _ in Walk(detector, rows))
+
+
+def check_finite(block: Tensor, names: list[str], stage: str, epoch: int, steps_before: int) -> None:
+    """Refuse losses `[steps, names]` that are not finite, naming the first."""
+    bad = (~torch.isfinite(block)).nonzero()
+    if len(bad) == 0:
+        return
+    row, column = bad[0].tolist()
+    raise DivergedError(
+        f"stage {stage}, epoch {epoch}, step {steps_before + row + 1}: loss '{names[column]}' is "
+        f"{block[row, column].item()}; try a smaller model.lr, trainer.precision=fp32, or another seed"
+    )
+
+
+def resumed(
+    kept: Checkpoint | None,
+    number: int,
+    detector: Detector,
+    stage: Stage,
+    device: torch.device,
+    order: torch.Generator,
+) -> int:
+    """How many epochs of stage `number` are done; in the stage where the run stood, its state is put back."""
+    if kept is None or number > kept.stage:
+        return 0
+    if number < kept.stage:
+        return sys.maxsize
+    detector.load_state_dict(kept.model)
+    kept.restore_optimizers(stage.optimizers)
+    restore_random_state(kept.part("random."), device, order)
+    return sys.maxsize if kept.over else kept.epoch
+
+
+def state_after(
+    line: Epoch,
+    over: bool,
+    history: list[Epoch],
+    detector: Detector,
+    stage: Stage,
+    device: torch.device,
+    order: torch.Generator,
+) -> Checkpoint:
+    """All that the next epoch depends on."""
+    model = {f"model.{name}": x for name, x in detector.state_dict().items()}
+    optimizers, groups = optimizer_tensors(stage.optimizers)
+    return Checkpoint(
+        line.stage, line.epoch, over, history, model | optimizers | random_state(device, order), groups
+    )

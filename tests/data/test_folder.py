@@ -1,0 +1,302 @@
+import dataclasses
+import logging
+import os
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomaly_bench.data import folder
+from anomaly_bench.errors import SettingError
+
+
+@pytest.fixture
+def ganomaly(tmp_path, draw):
+    """A set in GANomaly's layout; the value of each image tells where it came from."""
+    root = tmp_path / "set"
+    for number, suffix in enumerate(("png", "JPG", "bmp", "tiff", "webp", "pgm")):
+        draw(root / f"train/0.normal/{number}.{suffix}", 10 + number, size=(8 + number, 8))
+    draw(root / "test/0.normal/a.gif", 50)
+    draw(root / "test/1.abnormal/gun/a.png", 100)
+    draw(root / "test/1.abnormal/knife/b.jpeg", 150, size=(30, 20))
+    return root
+
+
+def test_ganomaly_layout(ganomaly, draw):
+    draw(ganomaly / "train/0.normal/.hidden.png", 0)
+    (ganomaly / "train/0.normal/notes.txt").write_text("no image")
+    data = folder.load(root=ganomaly, image_size=8)
+    assert data.class_names == ("0.normal", "1.abnormal/gun", "1.abnormal/knife")
+    assert data.classes.tolist() == [0] * 7 + [1, 2]
+    assert data.official_train.tolist() == [True] * 6 + [False] * 3
+    assert data.files[0] == "train/0.normal/0.png"
+    assert data.files[-1] == "test/1.abnormal/knife/b.jpeg"
+    assert data.source == "folder"
+    assert data.x.shape == (9, 1, 8, 8)
+    assert data.x.dtype == torch.uint8
+    expected = torch.tensor([10, 11, 12, 13, 14, 15, 50, 100, 150])
+    assert (data.x.float().mean((1, 2, 3)) - expected).abs().max() <= 2  # webp and jpeg lose a little
+
+
+def test_mvtec_layout(tmp_path, draw):
+    draw(tmp_path / "train/good/0.png", 1)
+    draw(tmp_path / "test/good/0.png", 2)
+    draw(tmp_path / "test/crack/0.png", 3)
+    draw(tmp_path / "ground_truth/crack/0_mask.png", 4)
+    data = folder.load(root=tmp_path, image_size=8)
+    assert data.class_names == ("crack", "good")
+    assert data.x[:, 0, 0, 0].tolist() == [1, 3, 2]
+
+
+def test_channels(tmp_path, draw):
+    draw(tmp_path / "train/a/0.png", 9)
+    draw(tmp_path / "test/a/0.png", 9)
+    assert folder.load(root=tmp_path).shape == (1, 64, 64)
+    assert folder.load(root=tmp_path, channels=3).shape == (3, 64, 64)
+    draw(tmp_path / "test/a/1.png", 9, mode="RGB")
+    mixed = folder.load(root=tmp_path)
+    assert mixed.shape == (3, 64, 64)
+    assert (mixed.x == 9).all()
+    assert folder.load(root=tmp_path, channels=1).shape == (1, 64, 64)
+
+
+def test_synthetic_is_said(ganomaly):
+    (ganomaly / "SYNTHETIC.txt").write_text("drawn")
+    assert folder.load(root=ganomaly).source == "synthetic"
+
+
+def test_what_was_found_is_logged(ganomaly, caplog):
+    with caplog.at_level(logging.INFO, "anomaly_bench"):
+        folder.load(root=ganomaly)
+    assert "train 6 '0.normal'; test 1 '0.normal', 1 '1.abnormal/gun', 1 '1.abnormal/knife'" in caplog.text
+
+
+def cache_files(tmp_path):
+    return {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
+
+
+def test_unchanged_files_are_decoded_once(ganomaly, tmp_path, monkeypatch):
+    first = folder.load(root=ganomaly)
+    cached = cache_files(tmp_path)
+    assert len(cached) == 1
+
+    def never(*_):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(folder, "decode_chunk", never)
+    again = folder.load(root=ganomaly)
+    assert cache_files(tmp_path) == cached
+    assert again.fingerprint() == first.fingerprint()
+
+
+@pytest.mark.parametrize("change", ["rewritten", "touched", "added", "removed", "renamed"])
+def test_a_changed_folder_is_decoded_again(ganomaly, tmp_path, draw, change):
+    folder.load(root=ganomaly, image_size=8)
+    cached = cache_files(tmp_path)
+    file = ganomaly / "train/0.normal/0.png"
+    if change == "rewritten":
+        draw(file, 77)
+        os.utime(file, ns=(0, file.stat().st_mtime_ns + 1000))
+    if change == "touched":
+        os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    if change == "added":
+        draw(ganomaly / "train/0.normal/new.png", 77)
+    if change == "removed":
+        file.unlink()
+    if change == "renamed":
+        file.rename(file.with_name("z.png"))
+    data = folder.load(root=ganomaly, image_size=8)
+    now = cache_files(tmp_path)
+    assert len(now) == 1  # the old one is gone
+    assert now.keys() != cached.keys()
+    assert (77 in data.x[:, 0, 0, 0]) == (change in ("rewritten", "added"))
+
+
+def test_settings_have_cache_files_of_their_own(ganomaly, tmp_path):
+    for settings in ({}, {"image_size": 16}, {"fit": "pad"}, {"channels": 3}, {"limit": 2}):
+        folder.load(root=ganomaly, **settings)
+    assert len(cache_files(tmp_path)) == 5
+
+
+def test_fingerprint_is_of_the_content(ganomaly, tmp_path):
+    shutil.copytree(ganomaly, tmp_path / "elsewhere")
+    here = folder.load(root=ganomaly)
+    there = folder.load(root=tmp_path / "elsewhere")
+    assert here.fingerprint() == there.fingerprint()
+    assert dataclasses.replace(here, x=here.x + 1).fingerprint() != here.fingerprint()
+
+
+def test_in_memory_and_mapped_are_equal_and_writable(ganomaly, monkeypatch):
+    in_memory = folder.load(root=ganomaly)
+    monkeypatch.setattr(folder, "available_memory", lambda: 0)
+    mapped = folder.load(root=ganomaly)
+    assert torch.equal(in_memory.x, mapped.x)
+    mapped.x.fill_(0)  # a copy on write: the cache keeps what it has
+    assert torch.equal(folder.load(root=ganomaly).x, in_memory.x)
+
+
+def test_processes_threads_and_scoring_decode_alike(ganomaly, monkeypatch, tmp_path):
+    by_threads = folder.load(root=ganomaly)
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setattr(folder, "ENOUGH_FOR_PROCESSES", 0)
+    monkeypatch.setattr(folder, "CHUNK", 4)
+    by_processes = folder.load(root=ganomaly)
+    scored = folder.decode_files([ganomaly / file for file in by_threads.files], (1, 64, 64), "stretch")
+    assert torch.equal(by_processes.x, by_threads.x)
+    assert torch.equal(scored, by_threads.x)
+
+
+def test_two_at_once(ganomaly, tmp_path, monkeypatch):
+    expected = folder.load(root=ganomaly)
+    shutil.rmtree(tmp_path / "cache")
+    slowly = folder.decode_chunk
+
+    def slow(*given):
+        time.sleep(0.05)  # so that both are at it
+        return slowly(*given)
+
+    monkeypatch.setattr(folder, "decode_chunk", slow)
+    found = []
+    both = [threading.Thread(target=lambda: found.append(folder.load(root=ganomaly))) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert [torch.equal(data.x, expected.x) for data in found] == [True, True]
+    assert len(cache_files(tmp_path)) == 1
+
+
+def test_unreadable_files_are_named_and_leave_nothing(ganomaly, tmp_path):
+    (ganomaly / "test/0.normal/broken.png").write_bytes(b"nothing")
+    whole = (ganomaly / "train/0.normal/0.png").read_bytes()
+    (ganomaly / "test/0.normal/short.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        SettingError, match=r"^2 of 11 image files cannot be read: .*broken\.png.*short\.png"
+    ) as error:
+        folder.load(root=ganomaly)
+    assert "Remove or repair" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert cache_files(tmp_path) == {}
+
+
+def test_own_size_must_be_one(ganomaly, tmp_path, draw):
+    with pytest.raises(SettingError, match=r"9x8, not 8x8: set data\.image_size"):
+        folder.load(root=ganomaly, image_size=None)
+    draw(tmp_path / "even/train/a/0.png", 1, size=(12, 10))
+    draw(tmp_path / "even/test/a/0.png", 2, size=(12, 10))
+    assert folder.load(root=tmp_path / "even", image_size=None).shape == (1, 10, 12)
+
+
+@pytest.mark.parametrize(
+    "made", [[], ["train"], ["train/a/0.png"], ["train/0.png", "test/0.png"], ["a/0.png"]]
+)
+def test_other_layouts_are_answered_with_the_layouts(tmp_path, draw, made):
+    root = tmp_path / "set"
+    root.mkdir()
+    for path in made:
+        draw(root / path, 0) if path.endswith("png") else (root / path).mkdir()
+    with pytest.raises(
+        SettingError, match=r"data\.root=.*no images.*expected train/<class>/\* and test/<class>"
+    ) as error:
+        folder.load(root=root)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"root": "/no/such/folder"}, r"data\.root=.*no such folder"),
+        ({"root": None}, r"data\.root=.*no such folder; set data\.root=FOLDER"),
+        ({"fit": "zoom"}, r"data\.fit=zoom: allowed are stretch, pad, crop"),
+        ({"channels": 2}, r"data\.channels=2"),
+        ({"image_size": 0}, r"data\.image_size=0"),
+        ({"limit": 0}, r"data\.limit=0"),
+    ],
+)
+def test_settings_that_cannot_work(ganomaly, settings, said, monkeypatch):
+    monkeypatch.delenv("ANOMALY_BENCH_DATA", raising=False)
+    with pytest.raises(SettingError, match=said):
+        folder.load(**{"root": ganomaly} | settings)
+
+
+def test_root_defaults_to_the_name_under_the_data_root(ganomaly, monkeypatch):
+    monkeypatch.setenv("ANOMALY_BENCH_DATA", str(ganomaly.parent))
+    assert len(folder.load("set").x) == 9
+
+
+def test_a_cache_that_cannot_be_written(ganomaly, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(tmp_path / "file"))
+    with pytest.raises(SettingError, match="ANOMALY_BENCH_CACHE=.*can be written"):
+        folder.load(root=ganomaly)
+
+
+def test_limit_is_even_over_classes_and_keeps_the_first(tmp_path, draw):
+    for part in ("train", "test"):
+        for class_name, count in (("a", 9), ("b", 2), ("c", 9)):
+            for number in range(count):
+                draw(tmp_path / part / class_name / f"{number}.png", number)
+    data = folder.load(root=tmp_path, limit=8, image_size=8)
+    assert data.files[:8] == tuple(f"train/{name}.png" for name in "a/0 a/1 a/2 b/0 b/1 c/0 c/1 c/2".split())
+    assert (~data.official_train).sum() == 8
+    assert data.x[:3, 0, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_names_are_data(tmp_path, draw, caplog):
+    strange = "{x} $(touch y) %s 'q'"
+    draw(tmp_path / "train" / strange / "%d {}.png", 1)
+    draw(tmp_path / "test" / strange / "\x1b[31m.png", 2)
+    (tmp_path / "test" / strange / "bad\n.png").write_bytes(b"")
+    with pytest.raises(SettingError) as error:
+        folder.load(root=tmp_path)
+    assert "\n" not in str(error.value)
+    (tmp_path / "test" / strange / "bad\n.png").unlink()
+    assert folder.load(root=tmp_path).class_names == (strange,)
+
+
+def test_a_class_folder_may_be_a_link_and_links_below_are_not_followed(tmp_path, draw):
+    draw(tmp_path / "far/0.png", 1)
+    draw(tmp_path / "set/train/a/0.png", 1)
+    (tmp_path / "set/test").mkdir()
+    (tmp_path / "set/test/a").symlink_to(tmp_path / "far")
+    (tmp_path / "set/train/a/loop").symlink_to(tmp_path / "set/train")
+    assert folder.load(root=tmp_path / "set").files == ("train/a/0.png", "test/a/0.png")
+
+
+def test_list_images(ganomaly, tmp_path):
+    found = folder.list_images(ganomaly)
+    assert len(found) == 9
+    assert found == sorted(found)
+    one = ganomaly / "test/0.normal/a.gif"
+    assert folder.list_images([one, ganomaly / "test"]) == folder.list_images(ganomaly / "test")
+    assert folder.list_images(str(one)) == [one]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingError, match="no images"):
+        folder.list_images(tmp_path / "empty")
+    with pytest.raises(SettingError, match="no such file"):
+        folder.list_images([one, tmp_path / "nothing.png"])
+
+
+def test_new_files_that_cannot_be_read(tmp_path, draw):
+    good = draw(tmp_path / "good.png", 5)
+    (tmp_path / "bad.png").write_bytes(b"")
+    assert (folder.decode_files([good], (3, 4, 4), "crop") == 5).all()
+    with pytest.raises(SettingError, match=r"1 of 2 image files cannot be read: .*bad\.png"):
+        folder.decode_files([good, tmp_path / "bad.png"], (1, 4, 4), "stretch")
+
+
+def test_many_files_are_listed_once_each(tmp_path):
+    """More files than one chunk, in order."""
+    for part, count in (("train", 2 * folder.CHUNK + 3), ("test", 1)):
+        (tmp_path / part / "a").mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(np.full((1, 1), number % 251, dtype=np.uint8)).save(
+                tmp_path / part / "a" / f"{number:04d}.pgm"
+            )
+    data = folder.load(root=tmp_path, image_size=1)
+    expected = [number % 251 for number in range(2 * folder.CHUNK + 3)] + [0]
+    assert data.x.ravel().tolist() == expected

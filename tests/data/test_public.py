@@ -1,0 +1,146 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from anomaly_bench.data import public
+from anomaly_bench.errors import SettingError
+
+
+def class_folders(root, draw, names):
+    for part in ("train", "test"):
+        for value, name in enumerate(names):
+            draw(root / part / name / "0.png", 10 * value)
+
+
+def test_class_folders_take_the_known_order(tmp_path, draw):
+    names = sorted(public.CLASS_NAMES["cifar10"], reverse=True)
+    class_folders(tmp_path / "cifar10", draw, [name.upper() for name in names])
+    data = public.load("cifar10", tmp_path)
+    assert data.class_names == public.CLASS_NAMES["cifar10"]
+    assert data.class_names[3] == "cat"
+    assert data.source == "folder"
+    assert data.shape == (3, 32, 32)
+    assert data.official_train.sum() == 10
+    for label, value, file in zip(data.classes, data.x[:, 0, 0, 0], data.files, strict=True):
+        assert file.split("/")[1].lower() == data.class_names[label] == names[value // 10]
+
+
+def test_cifar100_folders_are_coarse_or_fine(tmp_path, draw):
+    fine = sorted(public.COARSE_OF_FINE)
+    class_folders(tmp_path / "fine/cifar100", draw, fine)
+    class_folders(tmp_path / "coarse/cifar100", draw, public.CIFAR100)
+    by_fine = public.load("cifar100", tmp_path / "fine", image_size=8)
+    assert np.bincount(by_fine.classes).tolist() == [10] * 20
+    beaver = by_fine.files.index("train/beaver/0.png")
+    assert by_fine.class_names[by_fine.classes[beaver]] == "aquatic_mammals"
+    assert public.load("cifar100", tmp_path / "coarse").class_names == by_fine.class_names
+
+
+def test_the_table_of_cifar100_is_whole():
+    assert len(public.COARSE_OF_FINE) == 100
+    assert [len(fines.split()) for fines in public.CIFAR100.values()] == [5] * 20
+    assert list(public.CIFAR100) == sorted(public.CIFAR100)
+
+
+@pytest.mark.parametrize("folder_name", ["T-shirt_top", "t-shirt top", "TshirtTop"])
+def test_folder_names_are_matched_plainly(tmp_path, draw, folder_name):
+    class_folders(tmp_path / "fashion_mnist", draw, [folder_name, *public.CLASS_NAMES["fashion_mnist"][1:]])
+    data = public.load("fashion_mnist", tmp_path)
+    assert data.class_names[0] == "T-shirt/top"
+    assert data.shape == (1, 32, 32)
+
+
+def test_unknown_and_missing_class_folders(tmp_path, draw):
+    class_folders(tmp_path / "a/cifar10", draw, [*public.CLASS_NAMES["cifar10"], "zebra"])
+    class_folders(tmp_path / "b/cifar10", draw, public.CLASS_NAMES["cifar10"][:-1])
+    with pytest.raises(SettingError, match=r"zebra.*only airplane, automobile"):
+        public.load("cifar10", tmp_path / "a")
+    with pytest.raises(SettingError, match="no class folder for truck"):
+        public.load("cifar10", tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", public.CLASS_NAMES)
+def test_missing_sets_say_where_and_what_to_do(tmp_path, name):
+    with pytest.raises(SettingError) as error:
+        public.load(name, tmp_path)
+    said = str(error.value)
+    for part in (
+        f"data={name}",
+        str(tmp_path / name),
+        "data.download=true",
+        "data.root=",
+        "/{train,test}/<class>/",
+    ):
+        assert part in said
+    assert "\n" not in said
+
+
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [f"file://{tmp_path}/nothing/"])
+    with pytest.raises(SettingError, match="Error downloading"):
+        public.load("mnist", tmp_path, download=True)
+    assert capfd.readouterr().err == ""
+
+
+def test_unknown_set(tmp_path):
+    with pytest.raises(SettingError, match="data.name=imagenet.*mnist, fashion_mnist"):
+        public.load("imagenet", tmp_path)
+
+
+def test_other_file_layouts_of_torchvision(tmp_path, monkeypatch):
+    """Colour sets come in other shapes and types from torchvision; here with four rows each."""
+    pixels = np.arange(4 * 32 * 32 * 3, dtype=np.uint32).reshape(4, 32, 32, 3).astype(np.uint8)
+
+    class Cifar:
+        def __init__(self, *_, **__):
+            self.data, self.targets = pixels, [0, 4, 1, 99]
+
+    class Svhn:
+        def __init__(self, *_, **__):
+            self.data, self.labels = pixels.transpose(0, 3, 1, 2), np.array([0, 4, 1, 9])
+
+    monkeypatch.setattr(datasets, "CIFAR10", Cifar)
+    monkeypatch.setattr(datasets, "CIFAR100", Cifar)
+    monkeypatch.setattr(datasets, "SVHN", Svhn)
+    for name in ("cifar100", "svhn"):
+        data = public.load(name, tmp_path)
+        assert np.array_equal(data.x[:4].permute(0, 2, 3, 1).numpy(), pixels)
+        assert data.classes.dtype == np.int64
+    coarse = public.load("cifar100", tmp_path)
+    named = [coarse.class_names[label] for label in coarse.classes[:4]]  # apple, beaver, aquarium_fish, worm
+    assert named == ["fruit_and_vegetables", "aquatic_mammals", "fish", "non-insect_invertebrates"]
+
+
+def test_real_mnist(real_data):
+    data = public.load("mnist", real_data, image_size=None, limit=200)
+    raw = datasets.MNIST(real_data / "mnist", train=True)
+    assert data.source == "torchvision"
+    assert data.x.shape == (400, 1, 28, 28)
+    assert np.bincount(data.classes[data.official_train]).tolist() == [20] * 10
+    first = int(np.flatnonzero(raw.targets == 5)[0])
+    row = int(np.flatnonzero(data.classes == 5)[0])
+    assert torch.equal(data.x[row, 0], raw.data[first])
+
+
+def test_mnist_from_files_and_from_folders_agree(real_data, tmp_path):
+    files = public.load("mnist", real_data, limit=40)
+    native = public.load("mnist", real_data, image_size=None, limit=40)
+    for row, (image, label) in enumerate(zip(native.x, native.classes, strict=True)):
+        part = "train" if native.official_train[row] else "test"
+        (tmp_path / "mnist" / part / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(tmp_path / "mnist" / part / str(label) / f"{row:03d}.png")
+    folders = public.load("mnist", tmp_path)
+    order = np.lexsort((files.classes, ~files.official_train))
+    assert folders.class_names == files.class_names
+    assert np.array_equal(folders.classes, files.classes[order])
+    assert (folders.x.int() - files.x[order].int()).abs().max() <= 1  # both resize bilinearly, antialiased
+
+
+def test_nothing_is_logged_for_files(real_data, caplog):
+    with caplog.at_level(logging.INFO, "anomaly_bench"):
+        public.load("mnist", real_data, limit=10)
+    assert caplog.text == ""

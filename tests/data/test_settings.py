@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anomaly_bench.data.settings import data_root, kept_rows
+from anomaly_bench.errors import SettingError
+
+
+def test_data_root(monkeypatch, tmp_path):
+    monkeypatch.setenv("ANOMALY_BENCH_DATA", str(tmp_path))
+    assert data_root("given") == Path("given")
+    assert data_root("~/given") == Path.home() / "given"
+    assert data_root(None) == tmp_path
+    monkeypatch.delenv("ANOMALY_BENCH_DATA")
+    assert data_root(None) == tmp_path / "xdg/anomaly-bench"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert data_root(None) == Path.home() / ".cache/anomaly-bench"
+
+
+def test_kept_rows():
+    classes = np.array([2, 2, 2, 2, 0, 1, 0, 0, 1, 2])
+    train = np.array([True] * 7 + [False] * 3)
+    assert kept_rows(classes, train, None).tolist() == list(range(10))
+    assert kept_rows(classes, train, 3).tolist() == [0, 4, 5, 7, 8, 9]
+    assert kept_rows(classes, train, 1).tolist() == [4, 7]
+    assert kept_rows(classes, train, 6).tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]  # class 1 has no second row
+    for limit in (0, -1, 2.5, "many"):
+        with pytest.raises(SettingError, match=r"data\.limit="):
+            kept_rows(classes, train, limit)

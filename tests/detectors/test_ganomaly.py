@@ -1,0 +1,203 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from anomaly_bench.detector import Batch
+from anomaly_bench.detectors.ganomaly import GANomaly
+from anomaly_bench.errors import SettingError
+from anomaly_bench.rows import Rows
+
+
+def small(**settings) -> GANomaly:
+    torch.manual_seed(0)
+    return GANomaly((1, 32, 32), **{"nz": 8, "ngf": 4, "ndf": 4} | settings)
+
+
+def images(number: int = 16, shape: tuple[int, ...] = (1, 32, 32)) -> torch.Tensor:
+    return torch.rand(number, *shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def step_of(detector: GANomaly):
+    detector.train()
+    return next(iter(detector.stages(Rows(torch.zeros(16, *(1, 32, 32), dtype=torch.uint8))))).step
+
+
+class Transcription:
+    """The update of the official code's last version, with no care for speed: every term runs its own passes."""
+
+    def __init__(self, detector: GANomaly, w_adv: float = 1, w_con: float = 50, w_enc: float = 1) -> None:
+        self.ge, self.gd, self.e, self.d = (
+            copy.deepcopy(net)
+            for net in (detector.encode, detector.decode, detector.reencode, detector.discriminate)
+        )
+        for net in (self.ge, self.gd, self.e, self.d):
+            net.train()
+        self.weights = w_adv, w_con, w_enc
+        generator = [*self.ge.parameters(), *self.gd.parameters(), *self.e.parameters()]
+        self.opt_g = torch.optim.Adam(generator, lr=2e-4, betas=(0.5, 0.999))
+        self.opt_d = torch.optim.Adam(self.d.parameters(), lr=2e-4, betas=(0.5, 0.999))
+
+    def judge(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.d.features(x)
+        return features, torch.sigmoid(self.d.head(features)).view(-1)
+
+    def update(self, x: torch.Tensor) -> dict[str, float]:
+        w_adv, w_con, w_enc = self.weights
+        z = self.ge(x)
+        x_hat = self.gd(z)
+        z_hat = self.e(x_hat)
+
+        l_adv = ((self.judge(x)[0] - self.judge(x_hat)[0]) ** 2).mean()
+        l_con = (x - x_hat).abs().mean()
+        l_enc = ((z_hat - z) ** 2).mean()
+        self.opt_g.zero_grad()
+        l_g = w_adv * l_adv + w_con * l_con + w_enc * l_enc
+        gradients_of_d = {name: p.detach().clone() for name, p in self.d.named_parameters()}
+        l_g.backward()
+        self.opt_g.step()
+        assert all(torch.equal(p, gradients_of_d[name]) for name, p in self.d.named_parameters())
+
+        self.opt_d.zero_grad()
+        real, fake = self.judge(x)[1], self.judge(x_hat.detach())[1]
+        l_d = -0.5 * (torch.log(real).mean() + torch.log(1 - fake).mean())
+        l_d.backward()
+        self.opt_d.step()
+        return {"adv": l_adv.item(), "con": l_con.item(), "enc": l_enc.item(), "d": l_d.item()}
+
+
+def test_three_updates_equal_the_transcription_of_the_equations():
+    detector = small()
+    plain = Transcription(detector)
+    step = step_of(detector)
+    for number in range(3):
+        x = images(16) * (1 - 0.1 * number)
+        losses = step(Batch(x, torch.arange(16)))
+        for name, expected in plain.update(x).items():
+            assert losses[name].item() == pytest.approx(expected, abs=1e-5)
+    ours = (detector.encode, detector.decode, detector.reencode, detector.discriminate)
+    for net, theirs in zip(ours, (plain.ge, plain.gd, plain.e, plain.d), strict=True):
+        for (name, a), b in zip(net.named_parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("weight", ["w_adv", "w_con", "w_enc"])
+def test_each_weight_of_the_loss_moves_the_generator(weight):
+    detectors = [small(), small(**{weight: 0.0})]
+    for detector in detectors:
+        step_of(detector)(Batch(images(), torch.arange(16)))
+    assert not torch.equal(*(detector.encode.head.weight for detector in detectors))
+
+
+def test_the_first_version_steps_the_discriminator_first_on_the_sum_and_fools_it():
+    detector = small(losses="first")
+    plain = Transcription(detector)
+    x = images()
+    losses = step_of(detector)(Batch(x, torch.arange(16)))
+
+    z = plain.ge(x)
+    x_hat = plain.gd(z)
+    real, fake = plain.judge(x)[1], plain.judge(x_hat.detach())[1]
+    l_d = F.binary_cross_entropy(real, torch.ones(16)) + F.binary_cross_entropy(fake, torch.zeros(16))
+    plain.opt_d.zero_grad()
+    l_d.backward()
+    plain.opt_d.step()
+    l_adv = F.binary_cross_entropy(plain.judge(x_hat)[1], torch.ones(16))
+    l_g = l_adv + 50 * (x - x_hat).abs().mean() + ((plain.e(x_hat) - z) ** 2).mean()
+    plain.opt_g.zero_grad()
+    l_g.backward()
+    plain.opt_g.step()
+
+    assert losses["d"].item() == pytest.approx(l_d.item(), abs=1e-5)
+    assert losses["adv"].item() == pytest.approx(l_adv.item(), abs=1e-5)
+    for a, b in zip(detector.encode.parameters(), plain.ge.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    for a, b in zip(detector.discriminate.parameters(), plain.d.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_the_papers_losses_are_euclidean_norms():
+    detector = small(losses="paper")
+    real, fake = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    assert detector.adversarial_loss(real, fake).item() == pytest.approx(48**0.5)
+    z, z_hat = torch.zeros(2, 4, 1, 1), torch.full((2, 4, 1, 1), 3.0)
+    assert detector.encoder_loss(z, z_hat).item() == pytest.approx(6.0)
+
+
+def test_a_collapsed_discriminator_starts_anew_and_only_then():
+    detector, fresh = small(), small().discriminate
+    nn.init.constant_(detector.discriminate.head.weight, 7.0)
+    before = copy.deepcopy(detector.discriminate.state_dict())
+    assert detector.reinitialise(fresh, torch.tensor(False)) == 0
+    after = detector.discriminate.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+    assert detector.reinitialise(fresh, torch.tensor(True)) == 1
+    assert torch.equal(detector.discriminate.head.weight, fresh.head.weight)
+
+
+def test_it_then_has_dcgan_weights_and_not_its_old_ones():
+    detector = small(reinit_below=100.0, lr=0.0)
+    before = detector.discriminate.head.weight.clone()
+    step_of(detector)(Batch(images(), torch.arange(16)))
+    after = detector.discriminate.head.weight
+    assert not torch.equal(before, after)
+    assert 0.01 < after.std() < 0.03
+
+
+def test_the_threshold_of_that_is_a_setting():
+    always, never = small(reinit_below=100.0), small(reinit_below=0.0)
+    batch = Batch(images(), torch.arange(16))
+    assert step_of(always)(batch)["reinit"] == 1
+    assert step_of(never)(batch)["reinit"] == 0
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_the_score_is_the_distance_of_the_two_codes(norm):
+    detector = small(score_norm=norm).eval()
+    x = images(5)
+    with torch.no_grad():
+        z = detector.encode(x)
+        gap = (z - detector.reencode(detector.decode(z))).flatten(1)
+        expected = gap.abs().mean(1) if norm == "l1" else (gap**2).mean(1)
+        torch.testing.assert_close(detector.score(x), expected)
+        explained = detector.explain(x)
+    torch.testing.assert_close(explained.score, expected)
+    assert explained.map.shape == (5, 32, 32)
+    assert explained.reconstruction.shape == x.shape
+    assert explained.features.shape == (5, 4 * 4 * 4 * 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 32, 32), (4, 64, 64), (1, 128, 128)])
+def test_any_size_of_16_times_a_power_of_two_and_any_channels(shape):
+    detector = GANomaly(shape, nz=5, ngf=2, ndf=2).eval()
+    z, fake, z_hat = detector(images(2, shape))
+    assert z.shape == z_hat.shape == (2, 5, 1, 1)
+    assert fake.shape == (2, *shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 80, 80), (1, 32, 64), (1, 8, 8)])
+def test_other_sizes_are_refused_with_the_allowed_ones(shape):
+    with pytest.raises(SettingError, match=r"data\.image_size.*16 times a power of two"):
+        GANomaly(shape)
+
+
+def test_rows_of_numbers_and_unknown_choices_are_refused():
+    with pytest.raises(SettingError, match="needs images"):
+        GANomaly((30,))
+    with pytest.raises(SettingError, match="head, first, paper"):
+        small(losses="last")
+    with pytest.raises(SettingError, match="l1, l2"):
+        small(score_norm="linf")
+
+
+def test_the_layers_are_those_of_the_official_code_at_32_pixels():
+    detector = GANomaly((1, 32, 32))
+    convolutions = [tuple(p.shape) for p in detector.encode.parameters() if p.dim() == 4]
+    assert convolutions == [(64, 1, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4), (100, 256, 4, 4)]
+    upwards = [tuple(p.shape) for p in detector.decode.parameters() if p.dim() == 4]
+    assert upwards == [(100, 256, 4, 4), (256, 128, 4, 4), (128, 64, 4, 4), (64, 1, 4, 4)]
+    assert detector.discriminate.head.weight.shape == (1, 256, 4, 4)
+    assert [m for m in detector.encode.features if isinstance(m, nn.BatchNorm2d)][0].num_features == 128

@@ -1,0 +1,322 @@
+import math
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from anomaly_bench.errors import SettingError
+from anomaly_bench.record import Record, write_json
+from anomaly_bench.report import formats
+from anomaly_bench.report.results import results, tidy
+from anomaly_bench.report.tables import make_tables, write_report
+
+CLASSES = ["cat", "dog", "owl"]
+CLEAN = {"name": "clean", "epoch": "last"}
+
+
+def made_up(cls="cat", seed=0, auroc=0.5, status="finished", metrics=None, failure=None, **facts) -> Record:
+    """A record of ganomaly on `pets`, but for what is said."""
+    run = {
+        "model": "ganomaly",
+        "data": "pets",
+        "protocol": "leave_one_class_out",
+        "case": f"abnormal-{cls}",
+        "class": cls,
+        "class_index": CLASSES.index(cls) if cls in CLASSES else 0,
+        "seed": seed,
+        "evaluation": CLEAN,
+        "settings_hash": "00aa00aa",
+        "overrides": [],
+        "data_source": "torchvision",
+        "data_fingerprint": "f00d",
+        "data_classes": CLASSES,
+        "epochs_done": 15,
+        "device": "cpu",
+        "precision": "bf16",
+        "versions": {"torch": "2.15.0"},
+        "machine": {"cpu": "a processor"},
+        "git": "0123abc-dirty",
+        "finished": "2025-01-01T00:00:00+00:00",
+        "control": "no gradient epochs",
+    } | facts
+    numbers = {"auroc": auroc, "auroc_untrained": 0.55, "per_class": {}} | (metrics or {})
+    return Record(
+        Path(f"{run['model']}-{cls}-{seed}"),
+        status,
+        run,
+        numbers if status == "finished" else {},
+        failure or {},
+    )
+
+
+def table_of(*records: Record) -> formats.Table:
+    (table,) = make_tables(records)
+    return table
+
+
+def rows_of(table: formats.Table) -> list[dict[str, str]]:
+    return [dict(zip(table.headers, row, strict=True)) for row in table.rows]
+
+
+def notes_of(table: formats.Table) -> str:
+    return "\n".join(table.notes)
+
+
+def test_mean_and_sample_deviation_by_hand():
+    table = table_of(*(made_up("cat", seed, auroc) for seed, auroc in enumerate((0.80, 0.90, 0.85))))
+    assert rows_of(table)[0] == {
+        **{"model": "ganomaly", "evaluation": "clean", "n": "3", "epochs": "15"},
+        "cat": "0.850 ± 0.050",
+    }
+
+
+def test_the_mean_over_classes_is_of_their_means():
+    records = [made_up("owl", 0, 0.9), made_up("dog", 0, 0.7), made_up("cat", 0, 0.4), made_up("cat", 1, 0.6)]
+    table = table_of(*records)
+    assert table.headers == ["model", "evaluation", "n", "epochs", "cat", "dog", "owl", "mean"]
+    row = rows_of(table)[0]
+    assert row["mean"] == "0.700"  # (0.5 + 0.7 + 0.9) / 3; no deviation, for seed 1 has one class only
+    assert row["cat"] == "0.500 ± 0.141"
+    assert row["n"] == "1–2"
+
+
+def test_the_deviation_of_the_mean_is_over_seeds():
+    aurocs = {
+        ("cat", 0): 0.5,
+        ("cat", 1): 0.6,
+        ("dog", 0): 0.9,
+        ("dog", 1): 0.8,
+        ("owl", 0): 0.7,
+        ("owl", 1): 1,
+    }
+    table = table_of(*(made_up(cls, seed, auroc) for (cls, seed), auroc in aurocs.items()))
+    assert rows_of(table)[0]["mean"] == "0.750 ± 0.071"  # 0.7 and 0.8
+
+
+def test_a_mean_over_some_classes_is_marked():
+    part = table_of(made_up("cat", 0, 0.5), made_up("dog", 0, 0.7))
+    assert rows_of(part)[0]["mean"] == "0.600 †"
+    assert "† where these are not all 3" in notes_of(part)
+    whole = table_of(*(made_up(cls) for cls in CLASSES))
+    assert "†" not in str(whole.rows)
+
+
+def test_control_and_best_epoch_have_rows_of_their_own():
+    records = [made_up("cat", seed, 0.7, metrics={"auroc_best_epoch": 0.9 + seed / 50}) for seed in (0, 1)]
+    table = table_of(*records)
+    assert [row["model"] for row in rows_of(table)] == ["ganomaly", "· untrained", "· best epoch *"]
+    assert [row["cat"] for row in rows_of(table)] == ["0.700 ± 0.000", "0.550 ± 0.000", "0.910 ± 0.014"]
+    assert re.search(r"\* best epoch: .* seen the test labels", notes_of(table))
+    assert "no gradient epochs: ganomaly" in notes_of(table)
+
+
+def test_without_evaluated_epochs_there_is_no_best_epoch():
+    table = table_of(made_up())
+    assert "best epoch" not in str(table.rows) + notes_of(table)
+
+
+def test_missing_failed_and_unfinished_runs_are_told():
+    table = table_of(
+        *(made_up("cat", 0), made_up("cat", 1), made_up("dog", 0)),
+        made_up("owl", 0, status="unfinished"),
+        made_up("dog", 1, status="failed", failure={"error": "the loss became NaN"}),
+    )
+    assert rows_of(table)[0]["dog"] == "0.500"
+    assert "FAILED: ganomaly-dog-1: the loss became NaN" in notes_of(table)
+    assert "Missing from ganomaly, clean: 3 of 6 runs: dog (seed 1), owl (seed 0), owl (seed 1)" in notes_of(
+        table
+    )
+    assert "Unfinished: ganomaly-owl-0" in notes_of(table)
+
+
+def test_a_class_one_method_lacks_is_a_dash():
+    table = table_of(made_up("cat"), made_up("dog"), made_up("cat", model="ae"))
+    assert [row["dog"] for row in rows_of(table) if row["model"] == "ae"] == ["–"]
+
+
+def test_only_failures_make_a_table_without_rows():
+    table = table_of(made_up(status="failed", failure={"error": "no memory"}))
+    assert table.rows == []
+    assert all("no memory" in form(table) for form in (formats.text, formats.markdown, formats.latex))
+
+
+def test_settings_are_told_by_the_overrides_that_differ():
+    records = [
+        made_up(
+            settings_hash="1", overrides=["model=ganomaly", "+model.nz=20", "trainer.max_epochs=3", "seed=0"]
+        ),
+        made_up(
+            settings_hash="2", overrides=["model=ganomaly", "trainer.max_epochs=3", "abnormal_class=cat"]
+        ),
+    ]
+    assert [row["settings"] for row in rows_of(table_of(*records))[::2]] == ["default", "model.nz=20"]
+
+
+def test_settings_that_overrides_do_not_tell_apart_show_their_hash():
+    records = [made_up(settings_hash="1"), made_up(settings_hash="2")]
+    assert [row["settings"] for row in rows_of(table_of(*records))[::2]] == ["default (1)", "default (2)"]
+
+
+def test_of_two_runs_of_the_same_thing_the_newest_counts():
+    old = made_up(auroc=0.1, finished="2024-01-01T00:00:00+00:00")
+    table, left_out = make_tables([made_up(auroc=0.9), old])
+    assert rows_of(table)[0]["cat"] == "0.900"
+    assert "a newer run" in notes_of(left_out)
+
+
+def test_evaluations_stand_beside_each_other_and_say_their_switches():
+    leaky = {"name": "as_published", "epoch": "best_test"}
+    table = table_of(made_up(auroc=0.6), made_up(auroc=0.8, evaluation=leaky, settings_hash="1"))
+    assert [(r["evaluation"], r["cat"]) for r in rows_of(table)[::2]] == [
+        ("as_published", "0.800"),
+        ("clean", "0.600"),
+    ]
+    assert re.search(
+        r"as_published \(ganomaly\): epoch=best_test; .* chosen by the test labels", notes_of(table)
+    )
+
+
+def test_folders_have_their_sub_classes_and_overall():
+    names = ["0.normal", "1.abnormal/gun", "1.abnormal/axe"]
+    areas = [{"1.abnormal/axe": 0.8, "1.abnormal/gun": 0.6}, {"1.abnormal/axe": 0.9, "1.abnormal/gun": 0.6}]
+    facts = {"protocol": "folder", "class": None, "class_index": None, "data_classes": names}
+    table = table_of(*(made_up(seed=s, auroc=0.7, metrics={"per_class": areas[s]}, **facts) for s in (0, 1)))
+    assert table.headers[4:] == ["1.abnormal/gun", "1.abnormal/axe", "overall"]
+    assert table.rows[0][4:] == ["0.600 ± 0.000", "0.850 ± 0.071", "0.700 ± 0.000"]
+    assert table.rows[1][4:] == ["–", "–", "0.550 ± 0.000"]
+
+
+def test_provenance_is_below_the_table_and_synthetic_data_are_loud():
+    told = notes_of(table_of(made_up()))
+    for part in (
+        "Seeds: 0",
+        "torchvision",
+        "f00d",
+        "cpu, bf16",
+        "a processor",
+        "torch 2.15.0",
+        "0123abc-dirty",
+    ):
+        assert part in told
+    table = table_of(made_up(data_source="synthetic"))
+    assert "SYNTHETIC DATA" in table.title
+    assert "SYNTHETIC" in notes_of(table)
+    assert "class folders" in notes_of(table_of(made_up(data_source="folder")))
+
+
+def test_runs_on_different_data_are_told():
+    table = table_of(made_up("cat"), made_up("dog", data_fingerprint="beef"))
+    assert "did not all see the same data" in notes_of(table)
+
+
+def test_one_line_a_cell():
+    records = [made_up("cat", 0, 0.5), made_up("cat", 1, 0.7), made_up("dog", 0, 0.9)]
+    cat, dog, mean = tidy(results(records))
+    assert (cat["class"], cat["n"], cat["mean"]) == ("cat", 2, pytest.approx(0.6))
+    assert cat["std"] == pytest.approx(math.sqrt(0.02))
+    assert (dog["untrained_mean"], dog["best_epoch_mean"]) == (0.55, pytest.approx(math.nan, nan_ok=True))
+    assert (mean["class"], mean["mean"]) == ("mean", pytest.approx(0.75))
+
+
+HOSTILE = 'a|b_%<x>\\$&#{}~^*[]`"\n\x1b[31m'
+
+
+def test_markdown_keeps_its_columns():
+    lines = formats.markdown(table_of(made_up(HOSTILE), made_up("dog", model=HOSTILE))).splitlines()
+    bars = {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines if line.startswith("|")}
+    assert bars == {len(table_of(made_up("cat"), made_up("dog", model="x")).headers) + 1}
+    assert "a\\|b\\_%\\<x\\>" in lines[2]
+    assert "\x1b" not in "".join(lines)
+
+
+def test_latex_escapes_every_special_character():
+    table = table_of(made_up(HOSTILE), made_up("dog", model=HOSTILE))
+    text = formats.latex(table)
+    header = text[text.index("\\toprule") : text.index("\\midrule")]
+    escaped = (
+        r"a\textbar{}b\_\%\textless{}x\textgreater{}\textbackslash{}\$\&\#\{\}\textasciitilde{}"
+        r"\textasciicircum{}{*}{[}{]}"
+    )
+    assert escaped in header
+    for line in text[text.index("\\toprule") : text.index("\\bottomrule")].splitlines()[1:]:
+        if "&" in line:
+            assert len(re.findall(r"(?<!\\)&", line)) == len(table.headers) - 1
+    assert "\\begin{tabular}{llllrrr}" in text
+    assert text.isascii()
+
+
+def test_text_fits_a_terminal():
+    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    records = [
+        made_up(name, seed, 0.5 + seed / 100, class_index=number, data_classes=names, evaluation=evaluation)
+        for number, name in enumerate(names)
+        for seed in range(3)
+        for evaluation in (CLEAN, {"name": "as_published"})
+    ]
+    text = formats.text(table_of(*records))
+    assert max(map(len, text.splitlines())) <= 120
+    assert "automobile" in text
+    assert "±.010" in text
+
+
+def test_text_of_many_classes_comes_in_blocks():
+    names = [f"class number {number}" for number in range(20)]
+    records = [made_up(name, class_index=number, data_classes=names) for number, name in enumerate(names)]
+    text = formats.text(table_of(*records))
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.count("epochs") == 2
+    assert len(re.findall(r"\b0\.500\b", text)) == 21
+
+
+def test_text_holds_no_terminal_codes():
+    assert "\x1b" not in formats.text(table_of(made_up(HOSTILE), made_up("dog", model=HOSTILE)))
+
+
+def kept(runs: Path, *records: Record) -> None:
+    for number, record in enumerate(records):
+        folder = runs / f"run{number}"
+        write_json(folder / "run.json", record.run)
+        if record.status == "finished":
+            write_json(folder / "metrics.json", record.metrics)
+        if record.status == "failed":
+            write_json(folder / "failed.json", record.failure)
+
+
+def test_a_report_is_written_from_the_folders_alone(tmp_path):
+    kept(
+        tmp_path,
+        made_up("cat", 0, 0.9),
+        made_up("dog", 0, 0.8),
+        made_up("owl", status="failed", failure={"error": "x"}),
+    )
+    write_json(tmp_path / "lost" / "failed.json", {"error": "no such folder"})
+    text = write_report(tmp_path)
+    again = write_report(tmp_path)
+    report = tmp_path / "report"
+    assert text == again
+    assert "0.900" in text
+    assert "FAILED: lost: no such folder" in text
+    assert {str(path.relative_to(report)) for path in report.rglob("*") if path.is_file()} == {
+        *("table.csv", "table.md", "table.tex", "figures/pets-leave_one_class_out.png")
+    }
+    cells = pd.read_csv(report / "table.csv")
+    assert cells[["class", "mean"]].to_numpy().tolist() == [
+        ["cat", 0.9],
+        ["dog", 0.8],
+        ["mean", pytest.approx(0.85)],
+    ]
+    assert "0.850 †" in (report / "table.md").read_text(encoding="utf-8")
+    assert "\\toprule" in (report / "table.tex").read_text(encoding="utf-8")
+
+
+def test_a_report_elsewhere(tmp_path):
+    kept(tmp_path / "runs", made_up())
+    write_report(tmp_path / "runs", tmp_path / "out")
+    assert (tmp_path / "out" / "table.csv").exists()
+    assert not (tmp_path / "runs" / "report").exists()
+
+
+def test_no_runs_is_refused_by_name(tmp_path):
+    with pytest.raises(SettingError, match=re.escape(f"runs_dir={tmp_path}")):
+        write_report(tmp_path)

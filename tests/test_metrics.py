@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+
+from anomaly_bench import metrics
+from anomaly_bench.errors import SettingError
+
+SCORES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+TRUTH = [0, 0, 1, 0, 1, 1]
+
+
+def test_auroc_counts_the_pairs_in_right_order():
+    # 9 pairs of a normal and an anomalous row; only 0.3 below 0.4 is the wrong way round
+    assert metrics.auroc(SCORES, TRUTH) == pytest.approx(8 / 9)
+    assert metrics.auroc(np.negative(SCORES), TRUTH) == pytest.approx(1 / 9)
+
+
+@pytest.mark.parametrize(
+    ("scores", "area", "rate"), [([0, 1, 2, 3], 1, 0), ([3, 2, 1, 0], 0, 1), ([1, 1, 1, 1], 0.5, 0.5)]
+)
+def test_perfect_inverted_and_tied(scores, area, rate):
+    numbers = metrics.measure(scores, [0, 0, 1, 1], threshold=1.5)
+    assert numbers["auroc"] == pytest.approx(area)
+    assert numbers["eer"] == pytest.approx(rate)
+
+
+def test_half_a_point_for_a_tie():
+    assert metrics.auroc([1, 2, 2, 3], [0, 0, 1, 1]) == pytest.approx(3.5 / 4)
+
+
+def test_equal_error_rate_between_two_points():
+    # the ROC goes (0, 2/3), (1/3, 2/3), (1/3, 1): it crosses the diagonal of equal errors at a third
+    assert metrics.measure(SCORES, TRUTH, 0)["eer"] == pytest.approx(1 / 3)
+    # one tied score each: the ROC goes from (0, 1/2) straight to (1/2, 1) and meets it at (1/4, 3/4)
+    assert metrics.measure([1, 2, 2, 3], [0, 0, 1, 1], 0)["eer"] == pytest.approx(1 / 4)
+
+
+def test_areas_under_precision_and_recall_by_hand():
+    # anomalies from the top: precision 1 up to recall 2/3, then 2/3 and, at recall 1, 3/4
+    numbers = metrics.measure(SCORES, TRUTH, 0)
+    assert numbers["average_precision"] == pytest.approx(2 / 3 + 1 / 3 * 3 / 4)
+    assert numbers["aupr_out"] == pytest.approx(2 / 3 + 1 / 3 * (2 / 3 + 3 / 4) / 2)
+    # 1 of 4 anomalous: the two kinds have areas of their own
+    numbers = metrics.measure([1, 2, 3, 4], [0, 1, 0, 0], 0)
+    assert numbers["aupr_out"] == pytest.approx((0 + 1 / 3) / 2 * 0 + 1 * (0 + 1 / 3) / 2)
+    assert numbers["aupr_in"] == pytest.approx(1 / 3 + (1 / 2 + 2 / 3) / 2 / 3 + (2 / 3 + 3 / 4) / 2 / 3)
+
+
+def test_anomalous_means_above_the_threshold():
+    numbers = metrics.measure(SCORES, TRUTH, threshold=0.3)  # 0.3 itself is called normal
+    assert numbers["precision"] == pytest.approx(2 / 3)
+    assert numbers["recall"] == pytest.approx(2 / 3)
+    assert numbers["specificity"] == pytest.approx(2 / 3)
+    assert numbers["f1"] == pytest.approx(2 / 3)
+    numbers = metrics.measure(SCORES, TRUTH, threshold=0.15)
+    assert [numbers[name] for name in ("precision", "recall", "specificity", "f1")] == pytest.approx(
+        [3 / 5, 1, 1 / 3, 3 / 4]
+    )
+
+
+def test_nothing_called_anomalous_is_precision_zero():
+    numbers = metrics.measure(SCORES, TRUTH, threshold=9)
+    assert (numbers["precision"], numbers["recall"], numbers["specificity"], numbers["f1"]) == (0, 0, 1, 0)
+
+
+def test_measure_gives_plain_floats_by_the_agreed_names():
+    numbers = metrics.measure(np.float32(SCORES), np.array(TRUTH, bool), np.float32(0.3))
+    assert list(numbers) == [
+        *("auroc", "aupr_in", "aupr_out", "average_precision", "eer"),
+        *("threshold", "precision", "recall", "specificity", "f1"),
+    ]
+    assert {type(number) for number in numbers.values()} == {float}
+
+
+def test_each_class_is_measured_against_all_normal_rows():
+    scores, classes = [0, 2, 1, 3, 4, 5], [0, 1, 2, 2, 3, 3]
+    areas = metrics.per_class(scores, [0, 0, 1, 1, 1, 1], classes, ["cat", "dog", "gun", "knife"])
+    assert areas == {"gun": pytest.approx(3 / 4), "knife": 1}
+
+
+def test_best_f1_threshold_beats_every_other():
+    rng = np.random.default_rng(0)
+    truth = rng.random(60) < 0.3
+    scores = np.round(rng.normal(size=60) + truth, 1).astype(np.float32)
+    best = metrics.measure(scores, truth, metrics.best_f1_threshold(scores, truth))["f1"]
+    assert best == max(metrics.measure(scores, truth, t)["f1"] for t in [*scores, -99])
+
+
+def test_best_f1_threshold_by_hand():
+    assert metrics.best_f1_threshold(SCORES, TRUTH) == 0.2  # 3 of 4 above it are anomalous: 6/7
+    assert metrics.best_f1_threshold([1, 2, 3], [1, 0, 1]) < 1  # all called anomalous: 4/5
+
+
+def test_quantile_threshold():
+    assert metrics.quantile_threshold(np.arange(101), 0.95) == pytest.approx(95)
+    with pytest.raises(SettingError, match=r"1\.5.*between 0 and 1"):
+        metrics.quantile_threshold([1, 2], 1.5)
+    with pytest.raises(SettingError, match="1 of 2 scores are not finite"):
+        metrics.quantile_threshold([1, np.nan], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("scores", "truth", "message"),
+    [
+        ([1, 2], [0, 0], "all 2 test rows are normal"),
+        ([1, 2], [1, 1], "all 2 test rows are anomalous"),
+        ([1, np.inf, np.nan], [0, 1, 1], "2 of 3 scores are not finite"),
+    ],
+)
+def test_degenerate_rows_are_refused_in_a_sentence(scores, truth, message):
+    for refuse in (metrics.auroc, metrics.best_f1_threshold, lambda s, t: metrics.measure(s, t, 0)):
+        with pytest.raises(SettingError, match=message):
+            refuse(scores, truth)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="do not go with"):
+        metrics.auroc([1, 2, 3], [0, 1])
+    with pytest.raises(ValueError, match="one number a row"):
+        metrics.auroc([[1, 2]], [[0, 1]])

@@ -1,0 +1,178 @@
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from anomaly_bench.data import digits, public
+from anomaly_bench.data.dataset import Dataset
+from anomaly_bench.errors import SettingError
+from anomaly_bench.protocols import Folder, LeaveOneClassOut, OneVsRest
+
+
+@pytest.fixture(scope="module")
+def digits_set():
+    return digits.load(image_size=None)
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    root = os.environ.get("ANOMALY_BENCH_DATA")
+    if not root or not (Path(root) / "mnist/MNIST/raw").is_dir():
+        pytest.skip("needs MNIST under ANOMALY_BENCH_DATA")
+    return public.load("mnist", root, image_size=None)
+
+
+def made_up(class_names, classes, official_train):
+    classes = np.array(classes)
+    return Dataset(
+        name="made_up",
+        x=torch.zeros(len(classes), 1, 1, 1, dtype=torch.uint8),
+        classes=classes,
+        class_names=tuple(class_names),
+        official_train=np.array(official_train, dtype=bool),
+        source="folder",
+    )
+
+
+def check_apart(split, dataset, anomalous_classes):
+    """No anomalous row and no test row is trained on; the truth is the truth; no row comes twice."""
+    assert not np.isin(dataset.classes[split.train], anomalous_classes).any()
+    assert not set(split.train) & set(split.test)
+    assert np.array_equal(split.anomalous, np.isin(dataset.classes[split.test], anomalous_classes))
+    for rows in (split.train, split.test):
+        assert rows.dtype == np.int64
+        assert (np.diff(rows) > 0).all()
+
+
+@pytest.mark.parametrize("abnormal", range(10))
+def test_leave_one_class_out_of_digits(digits_set, abnormal):
+    split = LeaveOneClassOut(abnormal).split(digits_set, seed=0)
+    check_apart(split, digits_set, [abnormal])
+    n_abnormal = int((digits_set.classes == abnormal).sum())
+    assert len(split.train) + len(split.test) == 1797  # every row is used
+    assert len(split.train) == (1797 - n_abnormal) * 4 // 5
+    assert split.anomalous.sum() == n_abnormal
+    assert split.case == f"abnormal-{abnormal}"
+
+
+def test_leave_one_class_out_of_mnist_has_the_papers_sizes(mnist):
+    split = LeaveOneClassOut(2).split(mnist, seed=0)
+    check_apart(split, mnist, [2])
+    assert (len(split.train), (~split.anomalous).sum(), split.anomalous.sum()) == (50408, 12602, 6990)
+    share = mnist.official_train[split.train].mean()
+    assert abs(share - 6 / 7) < 0.01  # both official parts are pooled
+
+
+def test_one_vs_rest_of_mnist(mnist):
+    split = OneVsRest("3").split(mnist, seed=0)
+    check_apart(split, mnist, [0, 1, 2, 4, 5, 6, 7, 8, 9])
+    assert (len(split.train), len(split.test), (~split.anomalous).sum()) == (6131, 10000, 1010)
+    assert mnist.official_train[split.train].all()
+    assert split.case == "normal-3"
+
+
+def digest(split):
+    return hashlib.sha256(
+        split.train.astype("<i8").tobytes() + split.test.astype("<i8").tobytes()
+    ).hexdigest()[:16]
+
+
+def test_the_seed_decides(digits_set):
+    protocol = LeaveOneClassOut(2)
+    assert digest(protocol.split(digits_set, 0)) == digest(protocol.split(digits_set, 0))
+    assert digest(protocol.split(digits_set, 0)) != digest(protocol.split(digits_set, 1))
+
+
+def test_splits_are_the_same_everywhere(digits_set):
+    assert digest(LeaveOneClassOut(2).split(digits_set, 0)) == "PIN0"
+    assert digest(LeaveOneClassOut(7).split(digits_set, 2)) == "PIN2"
+
+
+def test_train_share(digits_set):
+    assert len(LeaveOneClassOut(0, 0.5).split(digits_set, 0).train) == (1797 - 178) // 2
+    for share in (0, 1, -0.1, 80):
+        with pytest.raises(SettingError, match=r"protocol\.train_share="):
+            LeaveOneClassOut(0, share).split(digits_set, 0)
+
+
+def test_seeds_that_cannot_be(digits_set):
+    with pytest.raises(SettingError, match="seed=-1"):
+        LeaveOneClassOut(0).split(digits_set, -1)
+
+
+def test_classes_by_index_name_and_digits():
+    data = made_up(["b", "1", "a"], [0, 0, 1, 1, 2, 2] * 2, [True] * 6 + [False] * 6)
+    for wanted, expected in ((0, "b"), ("b", "b"), (1, "1"), ("1", "1"), ("2", "a"), ("a", "a")):
+        assert OneVsRest(wanted).split(data, 0).case == f"normal-{expected}"
+
+
+@pytest.mark.parametrize("wanted", [10, -1, "dog", "10", "-1", None, 1.5])
+def test_classes_that_are_not_there(digits_set, wanted):
+    with pytest.raises(SettingError, match=r"abnormal_class=.*allowed are 0 to 9, or 0, 1, 2"):
+        LeaveOneClassOut(wanted).split(digits_set, 0)
+
+
+def test_names_come_before_digits():
+    data = made_up(["1", "0"], [0, 0, 1, 1], [True, False, True, False])
+    assert OneVsRest("0").split(data, 0).train.tolist() == [2]
+    assert OneVsRest(0).split(data, 0).train.tolist() == [0]
+
+
+def test_one_vs_rest_needs_official_parts(digits_set):
+    with pytest.raises(SettingError, match="one_vs_rest: data=digits has no official test part"):
+        OneVsRest(0).split(digits_set, 0)
+
+
+def test_folder():
+    names = ["0.normal", "1.abnormal/gun", "1.abnormal/knife"]
+    data = made_up(names, [0, 0, 0, 0, 1, 2], [1, 1, 1, 0, 0, 0])
+    split = Folder().split(data, 0)
+    check_apart(split, data, [1, 2])
+    assert split.train.tolist() == [0, 1, 2]
+    assert split.test.tolist() == [3, 4, 5]
+    assert split.case == "folder"
+
+
+@pytest.mark.parametrize("normal", ["good", "Normal", "0.normal", "0.benign/scanner 2", "bottle/good"])
+def test_folder_names_of_normal_images(normal):
+    data = made_up(["crack", normal, "goodish"], [1, 1, 0, 2], [1, 0, 0, 0])
+    split = Folder().split(data, 0)
+    check_apart(split, data, [0, 2])
+    assert split.train.tolist() == [0]
+
+
+def test_folder_leaves_anomalies_out_of_training(caplog):
+    data = made_up(["0.normal", "1.abnormal"], [0, 1, 0, 1], [1, 1, 0, 0])
+    with caplog.at_level(logging.WARNING, "anomaly_bench"):
+        split = Folder().split(data, 0)
+    assert split.train.tolist() == [0]
+    assert split.test.tolist() == [2, 3]
+    assert "left out: {'1.abnormal': 1}" in caplog.text
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], ["good", "normal"]])
+def test_folder_names_that_say_nothing(names):
+    with pytest.raises(
+        SettingError, match=rf"protocol=folder: data=made_up has the classes {names[0]}, {names[1]}"
+    ):
+        Folder().split(made_up(names, [0, 1, 0, 1], [1, 1, 0, 0]), 0)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "classes", "official_train"),
+    [
+        (Folder(), [0, 0, 0], [1, 1, 0]),  # no anomalous test row
+        (Folder(), [0, 0, 1], [1, 1, 0]),  # no normal test row
+        (Folder(), [1, 0, 1], [1, 0, 0]),  # nothing to train on
+        (OneVsRest(0), [1, 0, 1], [1, 0, 0]),
+        (LeaveOneClassOut(0), [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]),
+        (LeaveOneClassOut(0), [0, 1], [1, 1]),
+    ],
+)
+def test_splits_that_give_no_auroc(protocol, classes, official_train):
+    with pytest.raises(SettingError, match="at least one of each is needed"):
+        protocol.split(made_up(["0.a", "b"], classes, official_train), 0)

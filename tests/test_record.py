@@ -1,0 +1,148 @@
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from anomaly_bench import record
+
+NAMES = [
+    *("..", ".", "", "a/b", "a\\b", "/etc/passwd", "C:", "猫", "犬", "a b", "-x", "x" * 300),
+    "a\nb",
+    "a\0b",
+]
+
+
+def test_json_is_strict_sorted_and_plain(tmp_path):
+    data = {
+        "z": float("nan"),
+        "a": {
+            "inf": np.inf,
+            "array": np.array([1.0, np.nan]),
+            "number": np.float32(0.5),
+            "yes": np.bool_(True),
+        },
+        "m": (1, None, "ü"),
+    }
+    record.write_json(tmp_path / "deep" / "x.json", data)
+    text = (tmp_path / "deep" / "x.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": {"array": [1.0, None], "inf": None, "number": 0.5, "yes": True},
+        "m": [1, None, "ü"],
+        "z": None,
+    }
+    assert list(json.loads(text)) == ["a", "m", "z"]
+    assert text.startswith('{\n  "a"')
+
+
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "metrics.json"
+    record.write_json(path, {"auroc": 1})
+    with pytest.raises(TypeError):
+        record.write_json(path, {"auroc": object()})
+    with pytest.raises(ZeroDivisionError), record.replacing(path) as temporary:
+        temporary.write_text(f"half {1 / 0}" if temporary.write_text("half") else "")
+    assert json.loads(path.read_text()) == {"auroc": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_csv_round_trip(tmp_path):
+    frame = pd.DataFrame({"file": ["a,b.png", 'c"d'], "score": [0.1 + 0.2, 1e-300]})
+    record.write_csv(tmp_path / "scores.csv", frame)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "scores.csv"), frame)
+
+
+def test_settings_hash_knows_what_can_move_a_number():
+    settings = {"model": {"nz": 100, "lr": 0.1}, "seed": 0, "protocol": {"abnormal_class": 2, "share": 0.8}}
+    same = {"protocol": {"share": 0.8, "abnormal_class": 3}, "seed": 1, "model": {"lr": 0.1, "nz": 100}}
+    other = {"protocol": {"share": 0.8}, "model": {"lr": 0.1, "nz": 20}}
+    assert record.settings_hash(settings) == record.settings_hash(same)
+    assert record.settings_hash(settings) != record.settings_hash(other)
+    assert len(record.settings_hash(settings)) == 8
+    assert record.settings_hash({"a": [1, {"b": None}]}) == "04c9b7f3"  # runs of other days are found again
+
+
+def test_run_name():
+    name = record.run_name("mnist", "leave_one_class_out", "ganomaly", "abnormal_2", 0, "1a2b3c4d")
+    assert name == "mnist-leave_one_class_out-ganomaly-abnormal_2-seed0-1a2b3c4d"
+
+
+def test_names_from_outside_are_confined(tmp_path):
+    safe = [record.safe_name(name) for name in NAMES]
+    assert len(set(safe)) == len(NAMES)
+    for name, confined in zip(NAMES, safe, strict=True):
+        folder = tmp_path / record.run_name("d", "p", "m", name, 0, "1a2b3c4d")
+        folder.mkdir()
+        assert folder.resolve().parent == tmp_path.resolve()
+        (tmp_path / confined).mkdir()
+        assert not confined.startswith(".")
+        assert len(confined) <= 45
+    assert len(list(tmp_path.iterdir())) == 2 * len(NAMES)
+
+
+def run_folder(runs: Path, name: str, **files: object) -> Path:
+    for file, data in files.items():
+        text = data if isinstance(data, str) else json.dumps(data)
+        record.write_text(runs / name / f"{file}.json", text)
+    return runs / name
+
+
+def test_records_tell_finished_failed_and_unfinished(tmp_path):
+    run_folder(tmp_path, "a", run={"seed": 0}, metrics={"auroc": 0.5}, failed={"error": "earlier"})
+    run_folder(tmp_path, "b", run={"seed": 1}, failed={"error": "diverged"})
+    run_folder(tmp_path, "c", run={"seed": 2})
+    run_folder(tmp_path, "sweep/deep/d", run={"seed": 3}, metrics={"auroc": 0.7})
+    run_folder(tmp_path, "e", failed={"error": "no data"})
+    run_folder(tmp_path, "not-a-run", other={})
+    records = record.read_records(tmp_path)
+    assert [(r.folder.name, r.status) for r in records] == [
+        *(("a", "finished"), ("b", "failed"), ("c", "unfinished"), ("e", "failed"), ("d", "finished"))
+    ]
+    assert records[0].metrics == {"auroc": 0.5}
+    assert records[1].failure == {"error": "diverged"}
+    assert records[3].run == {}
+
+
+def test_one_run_and_no_runs(tmp_path):
+    folder = run_folder(tmp_path, "a", run={"seed": 0})
+    assert [r.folder for r in record.read_records(folder)] == [folder]
+    assert record.read_records(tmp_path / "absent") == []
+
+
+@pytest.mark.parametrize("broken", ["", "{", "[1]", '{"auroc": '])
+def test_broken_json_is_a_warning(tmp_path, caplog, broken):
+    run_folder(tmp_path, "a", run={"seed": 0}, metrics=broken or " ")
+    with caplog.at_level(logging.WARNING, "anomaly_bench"):
+        (found,) = record.read_records(tmp_path)
+    assert found.status == "unfinished"
+    assert str(tmp_path / "a" / "metrics.json") in caplog.text
+
+
+def test_the_config_is_read_when_asked_for(tmp_path):
+    folder = run_folder(tmp_path, "a", run={"seed": 0})
+    (found,) = record.read_records(tmp_path)
+    record.write_text(folder / "config.yaml", "seed: 0\n")
+    assert found.config == "seed: 0\n"
+
+
+def test_provenance_can_be_written(tmp_path):
+    versions, machine = record.versions(), record.machine()
+    record.write_json(
+        tmp_path / "x.json", {"versions": versions, "machine": machine, "git": record.git_revision()}
+    )
+    assert versions["numpy"] == np.__version__
+    assert list(machine) == ["cpu", "cores", "memory_gib", "platform"]
+    assert machine["cores"]
+
+
+def test_records_and_reports_need_no_torch():
+    code = (
+        "import sys, anomaly_bench.metrics, anomaly_bench.report.tables, anomaly_bench.report.figures; "
+        "print({'torch', 'hydra', 'omegaconf', 'matplotlib'} & set(sys.modules))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "set()"
