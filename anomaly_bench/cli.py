@@ -1,4 +1,4 @@
-"""The command line. Heavy imports stay inside functions, so that help, completion and `list` answer at once."""
+"""The command line. Heavy imports stay inside functions: help, completion and `list` answer at once."""
 
 import argparse
 import contextlib
@@ -6,6 +6,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -71,7 +72,7 @@ def notices() -> Iterator[None]:
     yield
 
 
-# ---------------------------------------------------------------------------------------------- runs, sweeps
+# ------------------------------------------------------------------------------ runs, sweeps
 
 
 def launch(arguments: list[str]) -> int:
@@ -82,49 +83,55 @@ def launch(arguments: list[str]) -> int:
     from anomaly_bench.schema import Settings
 
     if not arguments:
-        print("A first run: GANomaly on scikit-learn's digits. anomaly-bench --help shows what else there is.")
+        print(
+            "A first run: GANomaly on scikit-learn's digits. anomaly-bench --help shows what else there is."
+        )
     dashes_are_not_settings(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
     os.environ.setdefault(SWEEP, datetime.now(UTC).strftime("%Y%m%dT%H%M%S-") + str(os.getpid()))
     ConfigStore.instance().store("schema", Settings)
-    outcome: dict[str, int] = {"code": 0}
+    outcome: dict[str, BaseException] = {}
     program = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
     try:
-        program(lambda settings: outcome.update(code=task(settings)))()
-    except SettingError:
-        raise
+        program(lambda settings: task(settings, outcome))()
+        if "error" in outcome:
+            raise outcome["error"]
     except Exception as error:
         line = explained(error, arguments)
         if line is None:
             raise
         return refuse(line)
-    return outcome["code"]
+    return 0
 
 
-def task(settings: Any) -> int:
-    """One run. In a sweep nothing is raised: a note says how it ended, so that the other jobs go on."""
+def task(settings: Any, outcome: dict[str, BaseException]) -> None:
+    """One run. Nothing is raised into Hydra: alone it leaves its error in `outcome`, in a sweep a note."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     hydra = HydraConfig.get()
-    names = {group: str(hydra.runtime.choices[group]) for group in ("model", "data", "protocol", "evaluation")}
+    names = {
+        group: str(hydra.runtime.choices[group]) for group in ("model", "data", "protocol", "evaluation")
+    }
     overrides = list(hydra.overrides.task)
-    if hydra.mode != RunMode.MULTIRUN:
-        folder = one_run(settings, names, overrides)
-        print_run(folder)
-        return 0
+    alone = hydra.mode != RunMode.MULTIRUN
     note: dict[str, Any] = {"overrides": overrides}
     try:
-        note["folder"] = str(one_run(settings, names, overrides))
+        folder = one_run(settings, names, overrides)
+        note["folder"] = str(folder)
+        if alone:
+            print_run(folder)
     except Exception as error:
-        if os.environ.get(DEBUG) == "1":
-            traceback.print_exc()
-        note["error"] = one_line(refusal_in(error) or f"{type(error).__name__}: {error}")
+        outcome["error"] = error
+        note["error"] = explained(error, overrides) or one_line(f"{type(error).__name__}: {error}")
+    if alone:
+        return
+    if "error" in note:
         log.error("failed: %s: %s", " ".join(overrides), note["error"])
     from anomaly_bench.record import write_json
 
+    outcome.clear()
     write_json(notes_of_sweep(settings.runs_dir) / f"{hydra.job.num}.json", note)
-    return 0
 
 
 def one_run(settings: Any, names: dict[str, str], overrides: list[str]) -> Path:
@@ -175,7 +182,7 @@ class SweepTable:
         raise AttributeError(name)
 
 
-# ---------------------------------------------------------------------------------------------- error messages
+# ------------------------------------------------------------------------------ error messages
 
 
 def dashes_are_not_settings(arguments: Sequence[str]) -> None:
@@ -208,18 +215,18 @@ def explained(error: Exception, arguments: Sequence[str]) -> str | None:
         return f"{group}={wanted}: there is none; allowed are {', '.join(sorted(error.options))}"
     if isinstance(error, InstantiationException):
         return one_line(error)
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return one_line(error).split(" To append to your config")[0] + did_you_mean(str(error), arguments)
-    return None
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    if unknown := re.search(r"Could not override '(.+?)'", str(error)):
+        return f"{unknown[1]}: no such setting{did_you_mean(unknown[1], arguments)}"
+    reason = str(error.__cause__ or "").partition("\n")[0]
+    return f"{one_line(error)}: {reason}" if reason else one_line(error)
 
 
-def did_you_mean(message: str, arguments: Sequence[str]) -> str:
-    """The closest keys there are to one that is not."""
-    wanted = message.partition("Could not override '")[2].partition("'")[0]
-    if not wanted:
-        return ""
+def did_you_mean(wanted: str, arguments: Sequence[str]) -> str:
+    """The keys there are that come closest."""
     close = difflib.get_close_matches(wanted, known_keys(arguments), n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"; did you mean {' or '.join(close)}?" if close else "; --cfg job shows all there are"
 
 
 def known_keys(arguments: Sequence[str]) -> list[str]:
@@ -243,7 +250,7 @@ def paths_in(values: Any, prefix: str = "") -> Iterator[str]:
             yield from paths_in(value, f"{prefix}{key}.")
 
 
-# ---------------------------------------------------------------------------------------------- subcommands
+# ------------------------------------------------------------------------------ subcommands
 
 
 def report(arguments: list[str]) -> int:
@@ -274,7 +281,7 @@ def score(arguments: list[str]) -> int:
         print(table.to_csv(index=False), end="")
         return 0
     write_csv(given.output, table)
-    anomalous = int((table["verdict"] == "anomalous").sum())
+    anomalous = table["verdict"].tolist().count("anomalous")
     print(f"{given.output}: {len(table)} files, {anomalous} of them anomalous")
     return 0
 

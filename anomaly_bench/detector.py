@@ -52,7 +52,7 @@ class Detector(nn.Module, ABC):
     """A method of one paper. Given a shape and plain arguments; sees neither labels nor configs."""
 
     transductive: ClassVar[bool] = False
-    """True where the method is fitted to the very rows it scores; the protocol then trains on the test rows."""
+    """True where the method is fitted to the very rows it scores; it then trains on the test rows."""
 
     @abstractmethod
     def stages(self, train: Rows) -> Iterator[Stage]:
@@ -70,7 +70,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def score(self, x: Tensor) -> Tensor:
-        """Anomaly score `[N]` of rows `[N, *shape]`, higher is more anomalous; each row's alone, whatever its batch."""
+        """Anomaly score `[N]` of rows `[N, *shape]`: higher is more anomalous, whatever else is in the batch."""
 
     def explain(self, x: Tensor) -> Explanation:
         """The score and, in the same pass, all else that the method can show."""

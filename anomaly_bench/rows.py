@@ -24,9 +24,7 @@ class Rows:
         channels_last: hand out images in the channels-last memory format.
     """
 
-    def __init__(
-        self, x: Tensor, mean: float = 0.5, std: float = 0.5, channels_last: bool = False
-    ) -> None:
+    def __init__(self, x: Tensor, mean: float = 0.5, std: float = 0.5, channels_last: bool = False) -> None:
         self.x = x
         self.mean = mean
         self.std = std

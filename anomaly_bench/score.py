@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from anomaly_bench.compose import load_run
 from anomaly_bench.data.folder import decode_files, list_images
 from anomaly_bench.errors import SettingError
-from anomaly_bench.run import load_run
 from anomaly_bench.training.scoring import score_rows
 
 BLOCK = 4096
@@ -29,7 +29,7 @@ def score_files(folder: Path, files: Sequence[Path], device: str = "auto") -> pd
         the share of the run's training rows, 0 to 100, that score lower.
     """
     trained = load_run(folder, device)
-    shape, data = tuple(trained.run["shape"]), trained.settings["data"]
+    shape, data = tuple(trained.run["shape"]), trained.values["data"]
     if len(shape) != 3:
         raise SettingError(f"{folder}: its detector takes rows of {shape[0]} numbers, not images")
     paths = list_images(files)

@@ -50,6 +50,15 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_write_puts_a_new_file_in_the_place_of_the_old(tmp_path):
+    path, held = tmp_path / "metrics.json", tmp_path / "held.json"
+    record.write_json(path, {"auroc": 1})
+    held.hardlink_to(path)
+    record.write_json(path, {"auroc": 2})
+    assert json.loads(held.read_text()) == {"auroc": 1}
+    assert json.loads(path.read_text()) == {"auroc": 2}
+
+
 def test_csv_round_trip(tmp_path):
     frame = pd.DataFrame({"file": ["a,b.png", 'c"d'], "score": [0.1 + 0.2, 1e-300]})
     record.write_csv(tmp_path / "scores.csv", frame)

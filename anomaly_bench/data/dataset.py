@@ -39,18 +39,18 @@ class Dataset:
         return tuple(self.x.shape[1:])
 
     def fingerprint(self) -> str:
-        """A hash of the rows, their classes and parts: equal content gives equal text, whatever the source."""
+        """A hash of rows, classes and parts: equal content gives equal text, whatever the source."""
         digest = hashlib.blake2b(digest_size=12)
         digest.update(repr((tuple(self.x.shape), str(self.x.dtype), self.class_names)).encode())
         for part in (self.x.numpy(), self.classes.astype("<i8"), self.official_train.astype("u1")):
-            digest.update(np.ascontiguousarray(part))
+            digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
 
 def resized(images: np.ndarray, size: int | None) -> Tensor:
-    """`uint8` images `[N, H, W, C]` as a contiguous tensor `[N, C, size, size]`, by antialiased bilinear resizing.
+    """`uint8` images `[N, H, W, C]` as a contiguous tensor `[N, C, size, size]`.
 
-    `size=None` keeps them as they are.
+    Resizing is bilinear and antialiased; `size=None` keeps them as they are.
     """
     x = torch.from_numpy(images).permute(0, 3, 1, 2)
     if size is None or x.shape[2:] == (size, size):

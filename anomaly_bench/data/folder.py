@@ -47,21 +47,13 @@ ENOUGH_FOR_PROCESSES = 20_000  # files; threads take seconds for fewer, about wh
 
 
 class ImageFile(NamedTuple):
-    """One file found: its path relative to the data set's folder, with `/`, and what changes when it does."""
+    """One file found: where it belongs, and what changes when it does."""
 
-    path: str
+    class_name: str  # the folders between `train/` or `test/` and the file
+    path: str  # relative to the data set's folder, with `/`
+    train: bool  # lies under `train/`
     bytes: int
     mtime_ns: int
-
-    @property
-    def train(self) -> bool:
-        """Whether it lies under `train/`."""
-        return self.path.startswith("train/")
-
-    @property
-    def class_name(self) -> str:
-        """The folders between `train/` or `test/` and the file."""
-        return self.path.partition("/")[2].rpartition("/")[0]
 
 
 def load(
@@ -121,11 +113,11 @@ def find_files(folder: Path) -> list[ImageFile]:
     """All images under `folder/{train,test}/<class>`: training part first, then by class, then by path."""
     if not folder.is_dir():
         raise SettingError(f"data.root={folder}: no such folder; set data.root=FOLDER: {LAYOUTS}")
-    files = [file for part in ("train", "test") for file in in_class_folders(folder, part)]
-    for train, part in ((True, "train"), (False, "test")):
-        if not any(file.train == train for file in files):
+    train, test = (sorted(in_class_folders(folder, part)) for part in ("train", "test"))
+    for part, found in (("train", train), ("test", test)):
+        if not found:
             raise SettingError(f"data.root={folder}: no images in class folders under {part}/; {LAYOUTS}")
-    return sorted(files, key=lambda file: (not file.train, file.class_name, file.path))
+    return train + test
 
 
 def in_class_folders(folder: Path, part: str) -> Iterator[ImageFile]:
@@ -134,21 +126,21 @@ def in_class_folders(folder: Path, part: str) -> Iterator[ImageFile]:
         return
     for class_folder in (folder / part).iterdir():
         if class_folder.is_dir() and not class_folder.name.startswith("."):
-            yield from walk(str(class_folder), f"{part}/{class_folder.name}")
+            yield from walk(str(class_folder), class_folder.name, part)
 
 
-def walk(folder: str, inside: str) -> Iterator[ImageFile]:
-    """The images of a folder and all below it, hidden ones left out; `inside` is its relative path."""
+def walk(folder: str, class_name: str, part: str) -> Iterator[ImageFile]:
+    """The images of a folder, and of its sub-classes' folders; hidden names are left out."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            path = f"{inside}/{entry.name}"
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                yield from walk(entry.path, path)
+                yield from walk(entry.path, f"{class_name}/{entry.name}", part)
             elif is_image(entry.name) and entry.is_file():
                 stat = entry.stat()
-                yield ImageFile(path, stat.st_size, stat.st_mtime_ns)
+                path = f"{part}/{class_name}/{entry.name}"
+                yield ImageFile(class_name, path, part == "train", stat.st_size, stat.st_mtime_ns)
 
 
 def is_image(name: str) -> bool:
@@ -190,7 +182,7 @@ def pixels(
     """
     cache = Path(os.environ.get("ANOMALY_BENCH_CACHE") or user_cache()).expanduser()
     settings = short_hash(repr((os.fspath(folder.resolve()), shape, fit, limit, CACHE_VERSION)))
-    npy = cache / f"{settings}-{short_hash(repr(files))}.npy"
+    npy = cache / f"{settings}-{short_hash(repr([tuple(file) for file in files]))}.npy"
     if not npy.exists():
         decode_into(npy, [str(folder / file.path) for file in files], shape, fit)
     x = torch.from_numpy(np.load(npy, mmap_mode="c" if npy.stat().st_size > available_memory() / 2 else None))
@@ -230,7 +222,8 @@ def decode_into(npy: Path, paths: Sequence[str], shape: tuple[int, int, int], fi
             f"ANOMALY_BENCH_CACHE={npy.parent}: {error}; set it to a folder that can be written"
         ) from error
     finally:
-        started.unlink(missing_ok=True)
+        if started.exists():
+            started.unlink()
 
 
 def decode_in_parallel(npy: Path, paths: Sequence[str], fit: str | None) -> list[tuple[str, str]]:

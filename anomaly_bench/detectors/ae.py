@@ -3,7 +3,8 @@
 Rumelhart, Hinton, Williams, 1986; Hinton, Salakhutdinov, Science 2006. Layers and training are those of the
 baseline in GeoTrans (Golan, El-Yaniv, NeurIPS 2018; code: izikgo/AnomalyDetectionTransformations).
 
-A narrow code keeps only what the training images share; an image that lacks it comes back with a larger error.
+A narrow code keeps only what the training images share; an image that lacks it comes back with a larger
+error.
 
     L    = mean over pixels of (x - x^)^2
     A(x) = sum over pixels of (x - x^)^2

@@ -115,7 +115,8 @@ class FAnoGAN(Detector):
             wasserstein, penalty = torch.stack(critic_losses).mean(0)
             return detached(wasserstein=wasserstein, penalty=penalty, generator=l_g)
 
-        yield Stage("gan", self.epochs, gan_step, (g, d), self.batch_size * self.n_critic)
+        rows = self.batch_size * self.n_critic
+        yield Stage("gan", self.epochs, gan_step, (g, d), rows, scorable=False)
 
         e = torch.optim.RMSprop(self.encode.parameters(), lr=self.encoder_lr, alpha=0.9, eps=1e-10)
 

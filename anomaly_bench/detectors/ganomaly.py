@@ -24,8 +24,8 @@ Where paper and official code differ, we follow the code at its head unless told
   not mention it. 0 turns it off. `losses.csv` keeps the share of steps where it happened.
 - `score_norm`: `l2` is the code's mean square of z - z^, `l1` the paper's norm (5).
 - `nz`: 100 in both, but the paper's own Figure 5 suggests that its main MNIST figures were made with 32.
-- The official code tests with batch norm in training mode, on test batches in file order, and reports its best
-  test epoch; `evaluation=as_published` does the same.
+- The official code tests with batch norm in training mode, on test batches of one class after the other, and
+  reports its best test epoch; `evaluation=as_published` does the same.
 """
 
 import copy
@@ -147,7 +147,7 @@ class GANomaly(Detector):
 
     @torch.no_grad()
     def reinitialise(self, fresh: nn.Module, collapsed: Tensor) -> Tensor:
-        """The weights of `fresh` for the discriminator if `collapsed` (bool scalar), its Adam untouched; 1 if so.
+        """Give the discriminator the weights of `fresh` if `collapsed` (bool scalar); 1 if so. Adam goes on.
 
         Decided on the device, so that nothing waits for the value.
         """
@@ -157,12 +157,12 @@ class GANomaly(Detector):
         return share
 
     def score(self, x: Tensor) -> Tensor:
-        """Equation (5), `[N]`: mean over the code's entries of the squared (or absolute) difference."""
+        """Equation (5), `[N]`."""
         z, _, z_hat = self(x)
         return self.distance(z, z_hat)
 
     def distance(self, z: Tensor, z_hat: Tensor) -> Tensor:
-        """How far apart two codes `[N, nz, 1, 1]` are, `[N]`."""
+        """Mean over the entries of two codes `[N, nz, 1, 1]` of their squared or absolute difference, `[N]`."""
         gap = (z - z_hat).float().flatten(1)
         return gap.square().mean(1) if self.score_norm == "l2" else gap.abs().mean(1)
 

@@ -19,6 +19,7 @@ thousands of kernel values then agree with scikit-learn's to rounding, whatever 
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class OCSVM(Detector):
 
     Args:
         shape: of one row.
-        nu: upper bound of the share of training rows outside, in (0, 1].
+        nu: upper bound of the share of training rows outside, in (0, 1).
         gamma: of the kernel; `scale` for 1 / (d var) of what the SVM is given.
         pca: principal components that keep this share of the variance, in (0, 1); None for no reduction.
         max_rows: fit on a random choice of so many training rows, as time grows with their square.
@@ -61,8 +62,8 @@ class OCSVM(Detector):
         features: Callable[..., Detector] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 < nu <= 1:
-            raise SettingError(f"model.nu={nu}: must be above 0 and at most 1")
+        if not 0 < nu < 1:
+            raise SettingError(f"model.nu={nu}: must be between 0 and 1")
         if gamma != "scale" and (isinstance(gamma, str) or gamma <= 0):
             raise SettingError(f"model.gamma={gamma}: must be a number above 0, or scale")
         if pca is not None and not 0 < pca < 1:
@@ -78,8 +79,9 @@ class OCSVM(Detector):
         if train.device.type == "mps":
             raise SettingError("trainer.device=mps: this model computes in float64, which mps lacks; use cpu")
         if self.features is not None:
-            yield from self.features.stages(train)
-        chosen = torch.randperm(len(train))[: self.max_rows].to(train.device)
+            for stage in self.features.stages(train):
+                yield replace(stage, scorable=False)
+        chosen = torch.randperm(len(train))[: self.max_rows].sort().values.to(train.device)
         x = Rows(train.x[chosen], train.mean, train.std).map(self.embed).double()
         self.fit(x.cpu().numpy())
 

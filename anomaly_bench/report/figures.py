@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,12 +164,15 @@ def _pictures(images: np.ndarray) -> np.ndarray:
 def embedding(path: Path, features: np.ndarray, anomalous: np.ndarray, title: str) -> None:
     """A t-SNE of features `[N, D]`, of at most 600 rows, the same for the same features."""
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     # RandomState's streams are frozen by NumPy, so that the picture is the same everywhere.
     picked = np.random.RandomState(0).permutation(len(features))[:EMBEDDED]
     features, anomalous = features[picked], anomalous[picked]
     perplexity = min(30, (len(features) - 1) / 3)
-    points = TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(features)
+    tsne = TSNE(perplexity=perplexity, init="random", max_iter=500, random_state=0)
+    with threadpool_limits(1):  # on a busy machine more threads cost minutes in waiting for each other
+        points = tsne.fit_transform(features)
     figure, (axes,) = _figure(title, 1, 1, (5.5, 5.5))
     axes.scatter(*points[~anomalous].T, s=14, color=NORMAL, label="normal")
     axes.scatter(
@@ -225,7 +229,8 @@ def _figure(title: str, rows: int, columns: int, size: tuple[float, float]) -> t
     from matplotlib.figure import Figure
 
     figure = Figure(size, dpi=120, layout="constrained")
-    figure.suptitle(title, fontsize=10, parse_math=False, wrap=True)
+    # 12 characters an inch; matplotlib's own wrapping reads dollar signs as mathematics all the same
+    figure.suptitle(fill(title, int(12 * size[0])), fontsize=10, parse_math=False)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 

@@ -10,8 +10,7 @@ from anomaly_bench.report.results import Line
 
 WIDTH = 120
 LATEX_HEAD = "% \\usepackage{booktabs} in the preamble; XeLaTeX or LuaLaTeX for names beyond Latin letters\n"
-COLUMNS_ABREAST = 11
-LABEL_WIDTH = 24
+NAME_WIDTHS = (24, 16, 12, 10, 8)
 MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in r"\`*_[]<>|~$&#"})
 LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "{}$&#%_"}
@@ -46,9 +45,7 @@ class Table:
 
 def text(table: Table) -> str:
     """For a terminal: 120 characters wide where the names allow it, many classes in several blocks."""
-    numbers = range(table.labels, len(table.headers))
-    starts = numbers[::COLUMNS_ABREAST] if table.rows else ()
-    blocks = [_block(table, numbers[start - table.labels :][:COLUMNS_ABREAST]) for start in starts]
+    blocks = _blocks(table, range(table.labels, len(table.headers))) if table.rows else []
     title = _printable(table.title)
     notes = [
         fill(_printable(note), WIDTH, initial_indent="- ", subsequent_indent="  ") for note in table.notes
@@ -56,28 +53,34 @@ def text(table: Table) -> str:
     return "\n\n".join([f"{title}\n{'=' * len(title)}", *blocks, "\n".join(notes)])
 
 
-def _block(table: Table, numbers: range) -> str:
-    """The rows with some of their numbers; what a row is in one column, deviations below their means."""
-    rows = []
+def _blocks(table: Table, numbers: range) -> list[str]:
+    """All rows with some of their numbers, in as many blocks as it takes."""
+    for longest in NAME_WIDTHS:
+        lines = _block(table, numbers, longest)
+        if max(map(len, lines)) <= WIDTH or len(numbers) == 1:
+            return ["\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])]
+    half = (len(numbers) + 1) // 2
+    return _blocks(table, numbers[:half]) + _blocks(table, numbers[half:])
+
+
+def _block(table: Table, numbers: range, longest: int) -> list[str]:
+    """Lines of a block: what a row is in one column, deviations below their means, class names cut."""
+    rows = [["model", "n", "epochs", *(_cut(table.headers[c], longest) for c in numbers)]]
     for row in table.rows:
-        *what, n, epochs = (_cut(_printable(label), LABEL_WIDTH) for label in row[: table.labels])
-        rows.append(
-            ["\n".join(filter(None, what)), n, epochs, *(row[c].replace(" ± 0", "\n±") for c in numbers)]
-        )
-    lines = []
-    for longest in (LABEL_WIDTH, 16, 12, 10, 8, 6):
-        classes = [_cut(_printable(table.headers[c]), longest) for c in numbers]
-        align = ["left"] * 3 + ["right"] * len(classes)
-        # the headers are given as a row because tabulate pads real ones
-        whole = [["model", "n", "epochs", *classes], *rows]
-        lines = tabulate(whole, tablefmt="plain", disable_numparse=True, colalign=align).splitlines()
-        if max(map(len, lines)) <= WIDTH:
-            break
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+        *what, n, epochs = (_cut(label, NAME_WIDTHS[0]) for label in row[: table.labels])
+        cells = (row[c].replace(" ± 0", "\n±") for c in numbers)
+        rows.append(["\n".join(filter(None, what)), n, epochs, *cells])
+    align = ["left"] * 3 + ["right"] * len(numbers)
+    # without headers of its own, for tabulate pads those
+    return tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=align).splitlines()
 
 
 def _cut(name: str, longest: int) -> str:
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+    """A name without its middle where it is too long: both ends may tell it from others."""
+    name = _printable(name)
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest // 2]}…{name[len(name) - (longest - 1) // 2 :]}"
 
 
 def markdown(table: Table) -> str:

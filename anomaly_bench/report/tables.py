@@ -43,6 +43,11 @@ def write_report(runs_dir: Path | str, out: Path | str | None = None) -> str:
     return "\n\n".join([*map(formats.text, tables), f"Written to {folder}"])
 
 
+def text_of(records: Sequence[Record]) -> str:
+    """The tables of some records for a terminal, at most 120 characters wide where their names allow it."""
+    return "\n\n".join(map(formats.text, make_tables(records)))
+
+
 def make_tables(records: Sequence[Record]) -> list[Table]:
     """One table for each data set and protocol, and one without rows for the runs that fit in none."""
 

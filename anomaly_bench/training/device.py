@@ -18,7 +18,9 @@ def pick_device(wanted: str) -> torch.device:
         return torch.device("cuda:0")
     if wanted in found:
         return torch.device(wanted)
-    raise SettingError(f"trainer.device={wanted}: not on this machine; allowed here: auto, {', '.join(found)}")
+    raise SettingError(
+        f"trainer.device={wanted}: not on this machine; allowed here: auto, {', '.join(found)}"
+    )
 
 
 def available_devices() -> list[str]:

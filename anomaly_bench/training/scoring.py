@@ -66,7 +66,10 @@ def explain_rows(detector: Detector, rows: Rows, *, precision: str, batch_size: 
     """Everything the detector can show of the rows, in order, float32 on the CPU."""
     with evaluation(detector, rows.device), autocast(rows.device, precision):
         parts = [detector.explain(batch.x) for batch in rows.in_order(batch_size)]
-    joined = (None if field[0] is None else torch.cat(field).float().cpu() for field in zip(*parts, strict=True))
-    return Explanation(*joined)
+    score, *others = zip(*parts, strict=True)
+    return Explanation(joined(score), *(None if field[0] is None else joined(field) for field in others))
 
 
+def joined(parts: tuple[Tensor, ...]) -> Tensor:
+    """Batches as one float32 tensor on the CPU."""
+    return torch.cat(parts).float().cpu()

@@ -133,9 +133,7 @@ class Trainer:
                     break
         return Learned(history, walk.seconds + sum(line.seconds for line in history))
 
-    def one_epoch(
-        self, number: int, epoch: int, stage: Stage, train: Rows, order: torch.Generator
-    ) -> Epoch:
+    def one_epoch(self, number: int, epoch: int, stage: Stage, train: Rows, order: torch.Generator) -> Epoch:
         """Every training row once, in random order."""
         size = train.batch_size(self.batch_size or stage.batch_size)
         steps = train.steps(size)

@@ -200,4 +200,4 @@ def test_the_layers_are_those_of_the_official_code_at_32_pixels():
     upwards = [tuple(p.shape) for p in detector.decode.parameters() if p.dim() == 4]
     assert upwards == [(100, 256, 4, 4), (256, 128, 4, 4), (128, 64, 4, 4), (64, 1, 4, 4)]
     assert detector.discriminate.head.weight.shape == (1, 256, 4, 4)
-    assert [m for m in detector.encode.features if isinstance(m, nn.BatchNorm2d)][0].num_features == 128
+    assert next(m for m in detector.encode.features if isinstance(m, nn.BatchNorm2d)).num_features == 128

@@ -5,7 +5,7 @@ from PIL import Image
 
 from anomaly_bench.report import figures
 
-SYNTHETIC = "ganomaly on $bags_1 (synthetic data)"
+SYNTHETIC = r"ganomaly on $\bags_1$ (synthetic data)"
 RNG = np.random.default_rng(0)
 TRUTH = np.arange(40) % 4 == 0
 SCORES = RNG.random(40) + TRUTH

@@ -9,7 +9,7 @@ from anomaly_bench.errors import SettingError
 from anomaly_bench.record import Record, write_json
 from anomaly_bench.report import formats
 from anomaly_bench.report.results import results, tidy
-from anomaly_bench.report.tables import make_tables, write_report
+from anomaly_bench.report.tables import make_tables, text_of, write_report
 
 CLASSES = ["cat", "dog", "owl"]
 CLEAN = {"name": "clean", "epoch": "last"}
@@ -165,6 +165,14 @@ def test_of_two_runs_of_the_same_thing_the_newest_counts():
     assert "a newer run" in notes_of(left_out)
 
 
+def test_a_finished_run_counts_before_one_that_failed_later():
+    failed = made_up(
+        status="failed", failure={"error": "x"}, finished=None, started="2026-01-01T00:00:00+00:00"
+    )
+    table, _ = make_tables([made_up(auroc=0.9), failed])
+    assert rows_of(table)[0]["cat"] == "0.900"
+
+
 def test_evaluations_stand_beside_each_other_and_say_their_switches():
     leaky = {"name": "as_published", "epoch": "best_test"}
     table = table_of(made_up(auroc=0.6), made_up(auroc=0.8, evaluation=leaky, settings_hash="1"))
@@ -242,12 +250,12 @@ def test_latex_escapes_every_special_character():
     for line in text[text.index("\\toprule") : text.index("\\bottomrule")].splitlines()[1:]:
         if "&" in line:
             assert len(re.findall(r"(?<!\\)&", line)) == len(table.headers) - 1
-    assert "\\begin{tabular}{llllrrr}" in text
+    assert "\\begin{tabular}{llllrr}" in text
     assert text.isascii()
 
 
 def test_text_fits_a_terminal():
-    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     records = [
         made_up(name, seed, 0.5 + seed / 100, class_index=number, data_classes=names, evaluation=evaluation)
         for number, name in enumerate(names)
@@ -260,12 +268,23 @@ def test_text_fits_a_terminal():
     assert "±.010" in text
 
 
+def test_long_names_are_cut_before_a_table_is_parted():
+    names = [f"number {number} of the long-named classes" for number in range(8)]
+    records = [made_up(name, class_index=number, data_classes=names) for number, name in enumerate(names)]
+    text = formats.text(table_of(*records))
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.count("n  epochs") == 1
+    assert "numb…ses" in text
+
+
 def test_text_of_many_classes_comes_in_blocks():
     names = [f"class number {number}" for number in range(20)]
     records = [made_up(name, class_index=number, data_classes=names) for number, name in enumerate(names)]
     text = formats.text(table_of(*records))
     assert max(map(len, text.splitlines())) <= 120
-    assert text.count("epochs") == 2
+    assert text.count("n  epochs") > 1
+    headers = " ".join(line for line in text.splitlines() if line.startswith("model"))
+    assert [int(number) for number in re.findall(r"\d+", headers)] == list(range(20))
     assert len(re.findall(r"\b0\.500\b", text)) == 21
 
 
@@ -308,6 +327,12 @@ def test_a_report_is_written_from_the_folders_alone(tmp_path):
     ]
     assert "0.850 †" in (report / "table.md").read_text(encoding="utf-8")
     assert "\\toprule" in (report / "table.tex").read_text(encoding="utf-8")
+
+
+def test_the_text_of_some_records_alone():
+    text = text_of([made_up("cat", 0, 0.9), made_up("cat", 0, 0.8, data="birds")])
+    assert re.findall(r"^AUROC on (\w+)", text, re.MULTILINE) == ["birds", "pets"]
+    assert "0.900" in text
 
 
 def test_a_report_elsewhere(tmp_path):

@@ -1,0 +1,159 @@
+"""From settings to what one run is made of: data, split, trainer, detector, and the folder they end in."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
+from torch import Tensor
+
+from anomaly_bench import record
+from anomaly_bench.data.dataset import Dataset
+from anomaly_bench.detector import Detector
+from anomaly_bench.errors import SettingError
+from anomaly_bench.protocols import Split
+from anomaly_bench.rows import Rows
+from anomaly_bench.training.trainer import Trainer
+
+NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "data", "trainer")
+"""Settings that cannot change the numbers, that stand in the run's name, or are hashed by what they come to."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything one run is made of.
+
+    Attributes:
+        settings: the composed config, and `values` the same as plain values.
+        names: what was chosen of the groups `model`, `data`, `protocol` and `evaluation`.
+        overrides: what the user typed.
+        settings_hash: of every setting that can change the numbers, but for class and seed.
+    """
+
+    settings: DictConfig
+    values: dict[str, Any]
+    names: dict[str, str]
+    overrides: list[str]
+    dataset: Dataset
+    split: Split
+    trainer: Trainer
+    folder: Path
+    settings_hash: str
+
+    @property
+    def seed(self) -> int:
+        """Of the split, the first weights and the batches."""
+        return self.values["seed"]
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """The switches of `evaluation`."""
+        return self.values["evaluation"]
+
+    @property
+    def title(self) -> str:
+        """What the run is, in a few words."""
+        synthetic = " (synthetic data)" if self.dataset.source == "synthetic" else ""
+        return (
+            f"{self.names['model']} on {self.names['data']}{synthetic}, {self.split.case}, seed {self.seed}"
+        )
+
+    def rows(self, x: Tensor) -> Rows:
+        """Rows of the data set's kind on the trainer's device."""
+        return self.trainer.rows(x, self.dataset.mean, self.dataset.std)
+
+    def build(self) -> Detector:
+        """The detector with its first weights, which the seed decides, on the trainer's device."""
+        torch.manual_seed(self.seed)
+        return self.trainer.place(build(self.settings.model, self.dataset.shape))
+
+
+def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Job:
+    """Load the data, split them, and name the run."""
+    values = plain(settings)
+    dataset = load_data(OmegaConf.to_yaml(settings.data, resolve=True))
+    split = instantiate(settings.protocol).split(dataset, settings.seed)
+    # The best epoch cannot be told without looking at every one.
+    eval_every = values["trainer"]["eval_every"] or int(values["evaluation"]["epoch"] == "best_test")
+    trainer = Trainer(**values["trainer"] | {"eval_every": eval_every})
+    digest = record.settings_hash(
+        {key: value for key, value in values.items() if key not in NOT_HASHED}
+        | {"data": [dataset.fingerprint(), dataset.mean, dataset.std]}
+        | {"trainer": values["trainer"] | {"device": None, "precision": trainer.precision}}
+    )
+    name = record.run_name(
+        names["data"], names["protocol"], names["model"], split.case, settings.seed, digest
+    )
+    folder = Path(settings.runs_dir) / name
+    return Job(settings, values, names, overrides, dataset, split, trainer, folder, digest)
+
+
+@lru_cache(maxsize=2)
+def load_data(yaml: str) -> Dataset:
+    """The data set of a `data` config, loaded once for all runs of a sweep."""
+    return instantiate(OmegaConf.create(yaml))
+
+
+def plain(settings: DictConfig) -> dict[str, Any]:
+    """The settings as plain values, enumerations by name."""
+    values = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(settings, resolve=True)))
+    assert isinstance(values, dict)
+    values["evaluation"].pop("by_method", None)
+    return {str(key): value for key, value in values.items()}
+
+
+def build(model: DictConfig, shape: tuple[int, ...]) -> Detector:
+    """The detector of a `model` config for rows of `shape`."""
+    check_targets(model)
+    return instantiate(model)(shape=shape)
+
+
+def check_targets(model: Any) -> None:
+    """Refuse every `_target_` that is not a detector: a foreign run's config must not call what it likes."""
+    if not isinstance(model, DictConfig):
+        return
+    for key, value in model.items():
+        if key != "_target_":
+            check_targets(value)
+        elif not (isinstance(found := located(str(value)), type) and issubclass(found, Detector)):
+            raise SettingError(f"model._target_={value}: not a Detector of this or an installed package")
+
+
+def located(target: str) -> Any:
+    """What a dotted path names; None where there is nothing."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(import_module(module), name, None)
+    except (ImportError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, ready to score: its detector in place, its trainer, and what its folder says."""
+
+    detector: Detector
+    trainer: Trainer
+    values: dict[str, Any]
+    run: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+def load_run(folder: Path, device: str = "auto") -> Trained:
+    """Load a finished run onto a device, executing nothing it holds; another folder is a SettingError."""
+    figures = record.read_json(folder / "metrics.json")
+    if not figures:
+        raise SettingError(f"{folder}: not the folder of a finished run (no metrics.json in it)")
+    kept = record.read_json(folder / "run.json")
+    settings = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(settings, DictConfig)
+    values = plain(settings)
+    trainer = Trainer(**values["trainer"] | {"device": device, "precision": kept["precision"]})
+    detector = build(settings.model, tuple(kept["shape"]))
+    detector.load_state_dict(load_file(folder / "model.safetensors"))
+    return Trained(trainer.place(detector).eval(), trainer, values, kept, figures)

@@ -1,0 +1,76 @@
+"""Every method that has a config, put through the checks that hold for all."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+from conformance import CHECKS, Case
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from anomaly_bench.compose import build
+from anomaly_bench.detector import Detector
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+
+TOY = {
+    "batch_size": 12,
+    "epochs": 20,
+    "encoder_steps": 200,
+    "lr": 2e-3,
+    "encoder_lr": 1e-3,
+    "nz": 8,
+    "code": 8,
+    "width": 4,
+    "ngf": 4,
+    "ndf": 4,
+    "descent_steps": 30,
+    "z_lr": 0.05,
+}
+"""Stands in for these keys of any model's config, at any depth."""
+
+OWN: dict[str, dict[str, object]] = {}
+"""What else a model needs on ones that stand or lie."""
+
+UNMOVED: dict[str, dict[str, str]] = {}
+"""By model: parameters that training need not move, and why."""
+
+TOLERANCE: dict[str, float] = {}
+"""By model: how far scores may depend on the batch, as a share of the largest."""
+
+
+@cache
+def settings(name: str) -> DictConfig:
+    """A model's config at toy size."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        model = compose(f"model/{name}").model
+    replace_values(model, TOY | OWN.get(name, {}))
+    return model
+
+
+def replace_values(config: DictConfig, values: dict[str, object]) -> None:
+    """Set what `config` has among `values`, at any depth."""
+    for key in config:
+        if key in values:
+            config[key] = values[key]
+        elif isinstance(config[key], DictConfig):
+            replace_values(config[key], values)
+
+
+def built(name: str, shape: tuple[int, ...]) -> Detector:
+    """A fresh detector of a model's config."""
+    return build(settings(name), shape)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def case(request: pytest.FixtureRequest) -> Case:
+    """One model; what it has learned is shared by its checks."""
+    name = request.param
+    return Case(partial(built, name), UNMOVED.get(name, {}), TOLERANCE.get(name, 1e-5))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_model(case: Case, check: Callable[[Case], None]) -> None:
+    check(case)
