@@ -18,7 +18,7 @@ MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 TOY = {
     "batch_size": 12,
     "epochs": 20,
-    "encoder_steps": 200,
+    "encoder_steps": 60,
     "lr": 2e-3,
     "encoder_lr": 1e-3,
     "nz": 8,
@@ -31,14 +31,23 @@ TOY = {
 }
 """Stands in for these keys of any model's config, at any depth."""
 
-OWN: dict[str, dict[str, object]] = {}
-"""What else a model needs on ones that stand or lie."""
+OWN: dict[str, dict[str, object]] = {
+    "f_anogan": {"epochs": 8},  # of several updates of the critic a step; more only costs time
+    "ocsvm_ae": {"code": 64},  # eight entries in (-1, 1) are too few for a density around them
+}
+"""What else a model needs to find toys that lie on their side."""
 
-UNMOVED: dict[str, dict[str, str]] = {}
-"""By model: parameters that training need not move, and why."""
+UNMOVED: dict[str, dict[str, str]] = {
+    "f_anogan": {
+        r"criticise\.(head|features\.2\.(path\.5|shortcut\.1))\.bias": "cancels in D(x) - D(G(z))",
+    },
+}
+"""By model: parameters that training need not move, as a pattern of their names, and why."""
 
-TOLERANCE: dict[str, float] = {}
-"""By model: how far scores may depend on the batch, as a share of the largest."""
+GOOD_CONTROL: dict[str, str] = {
+    "ocsvm_ae": "on random features, its one-class SVM tells these toys apart already",
+}
+"""By model: why training need not improve on the untrained control."""
 
 
 @cache
@@ -68,7 +77,7 @@ def built(name: str, shape: tuple[int, ...]) -> Detector:
 def case(request: pytest.FixtureRequest) -> Case:
     """One model; what it has learned is shared by its checks."""
     name = request.param
-    return Case(partial(built, name), UNMOVED.get(name, {}), TOLERANCE.get(name, 1e-5))
+    return Case(partial(built, name), UNMOVED.get(name, {}), name in GOOD_CONTROL)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

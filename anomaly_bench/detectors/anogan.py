@@ -22,7 +22,7 @@ What the paper leaves open, and what is done here:
 - First weights, optimiser and activations of the GAN are DCGAN's (https://arxiv.org/abs/1511.06434).
 
 The search runs with frozen networks in evaluation mode, and every image has its own state of Adam. Being
-long, it amplifies rounding: expect scores to repeat to about three digits where batches are cut differently.
+long, it amplifies rounding: where a device rounds otherwise for another batch size, scores follow.
 """
 
 from collections.abc import Iterator

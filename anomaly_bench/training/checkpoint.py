@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -151,4 +151,4 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     """Write a safetensors file to a temporary name, then rename."""
     plain = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}
     with replacing(path) as temporary:
-        save_file(plain, temporary, metadata)
+        temporary.write_bytes(save(plain, metadata))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomaly_bench.data.decode import Failure, decode, is_grey
+from anomaly_bench.data.decode import Failure, decode, decode_all, is_grey
 
 
 def test_decoding_needs_no_torch():
@@ -15,10 +15,15 @@ def test_decoding_needs_no_torch():
 
 
 def test_sixteen_bit_grey_is_scaled(tmp_path):
-    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    values = np.array([[0, 257, 4863, 65535]], dtype=np.uint16)
     for name in ("a.png", "a.tif"):
         Image.fromarray(values).save(tmp_path / name)
-        assert decode(str(tmp_path / name), (1, 1, 4), None).ravel().tolist() == [0, 1, 128, 255]
+        assert decode(str(tmp_path / name), (1, 1, 4), None).ravel().tolist() == [
+            0,
+            1,
+            19,
+            255,
+        ]  # 4863 / 257 = 18.9
 
 
 def test_sixteen_bit_pgm_is_scaled(tmp_path):
@@ -76,14 +81,21 @@ def test_pad_keeps_the_aspect(wide):
 
 
 def test_large_jpeg_is_like_its_png(tmp_path):
-    ramp = np.linspace(0, 255, 512).astype(np.uint8)
-    image = Image.fromarray(np.broadcast_to(ramp, (512, 512)).copy())
-    image.save(tmp_path / "a.png")
-    image.save(tmp_path / "a.jpg", quality=95)
-    png, jpg = (
-        decode(str(tmp_path / name), (1, 32, 32), "stretch").astype(int) for name in ("a.png", "a.jpg")
-    )
-    assert abs(png - jpg).max() <= 2
+    ramp = np.broadcast_to(np.linspace(0, 255, 512).astype(np.uint8), (512, 512))
+    blocks = np.kron(np.indices((16, 16)).sum(0) % 2, np.full((4, 4), 200)).astype(np.uint8)
+    for pixels in (ramp, blocks):
+        Image.fromarray(pixels.copy()).save(tmp_path / "a.png")
+        Image.fromarray(pixels.copy()).save(tmp_path / "a.jpg", quality=95)
+        png, jpg = (decode(str(tmp_path / f"a.{kind}"), (1, 32, 32), "stretch") for kind in ("png", "jpg"))
+        assert abs(png.astype(int) - jpg).mean() <= 2
+
+
+def test_rows_are_channels_first_and_upright(tmp_path):
+    pixels = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    out = np.zeros((1, 3, 4, 4), dtype=np.uint8)
+    assert decode_all([str(tmp_path / "a.png")], out, "stretch") == []
+    assert (out[0] == pixels.transpose(2, 0, 1)).all()
 
 
 def test_reasons_of_failure(tmp_path):

@@ -269,7 +269,8 @@ def test_a_class_folder_may_be_a_link_and_links_below_are_not_followed(tmp_path,
     assert folder.load(root=tmp_path / "set").files == ("train/a/0.png", "test/a/0.png")
 
 
-def test_list_images(ganomaly, tmp_path):
+def test_list_images(ganomaly, tmp_path, draw):
+    draw(ganomaly / "test/.hidden.png", 0)
     found = folder.list_images(ganomaly)
     assert len(found) == 9
     assert found == sorted(found)

@@ -92,24 +92,26 @@ def test_unknown_set(tmp_path):
 
 
 def test_other_file_layouts_of_torchvision(tmp_path, monkeypatch):
-    """Colour sets come in other shapes and types from torchvision; here with four rows each."""
+    """Colour sets come in other shapes and types from torchvision; here with four rows and two."""
     pixels = np.arange(4 * 32 * 32 * 3, dtype=np.uint32).reshape(4, 32, 32, 3).astype(np.uint8)
 
     class Cifar:
-        def __init__(self, *_, **__):
-            self.data, self.targets = pixels, [0, 4, 1, 99]
+        def __init__(self, _, train, **__):
+            count = 4 if train else 2
+            self.data, self.targets = pixels[:count], [0, 4, 1, 99][:count]
 
     class Svhn:
-        def __init__(self, *_, **__):
-            self.data, self.labels = pixels.transpose(0, 3, 1, 2), np.array([0, 4, 1, 9])
+        def __init__(self, _, split, **__):
+            count = {"train": 4, "test": 2}[split]
+            self.data, self.labels = pixels[:count].transpose(0, 3, 1, 2), np.array([0, 4, 1, 9])[:count]
 
-    monkeypatch.setattr(datasets, "CIFAR10", Cifar)
     monkeypatch.setattr(datasets, "CIFAR100", Cifar)
     monkeypatch.setattr(datasets, "SVHN", Svhn)
     for name in ("cifar100", "svhn"):
         data = public.load(name, tmp_path)
         assert np.array_equal(data.x[:4].permute(0, 2, 3, 1).numpy(), pixels)
         assert data.classes.dtype == np.int64
+        assert data.official_train.tolist() == [True] * 4 + [False] * 2
     coarse = public.load("cifar100", tmp_path)
     named = [coarse.class_names[label] for label in coarse.classes[:4]]  # apple, beaver, aquarium_fish, worm
     assert named == ["fruit_and_vegetables", "aquatic_mammals", "fish", "non-insect_invertebrates"]

@@ -20,6 +20,14 @@ def small(shape: tuple[int, ...] = (1, 16, 16), **settings) -> AnoGAN:
     return AnoGAN(shape, **{"nz": 6, "ngf": 4, "ndf": 4, "descent_steps": 10, "z_lr": 0.1} | settings)
 
 
+def searchable(**settings) -> AnoGAN:
+    """One whose images depend on z enough for the search to matter, in evaluation mode."""
+    detector = small(**settings).eval()
+    for parameter in detector.generate.parameters():
+        parameter.data.mul_(6)
+    return detector
+
+
 def images(n: int, shape: tuple[int, ...] = (1, 16, 16)) -> Tensor:
     return torch.rand(n, *shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
@@ -104,7 +112,7 @@ def test_step_moves_both_networks_and_leaves_the_start() -> None:
 
 
 def test_search_is_adam_on_each_image_alone() -> None:
-    detector, x = small(lambda_=0.3, descent_steps=12).eval(), images(3)
+    detector, x = searchable(lambda_=0.3, descent_steps=12), images(3)
     for image, score in zip(x.split(1), detector.score(x), strict=True):
         z = detector.start.clone().requires_grad_()
         m, v = torch.zeros_like(z), torch.zeros_like(z)
@@ -113,11 +121,11 @@ def test_search_is_adam_on_each_image_alone() -> None:
             m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
             move = 0.1 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
             z = (z - move).detach().requires_grad_()
-        assert score.item() == pytest.approx(loss_left(detector, image, z).item(), rel=1e-3)
+        assert score.item() == pytest.approx(loss_left(detector, image, z).item(), rel=1e-5)
 
 
 def test_search_leaves_less_than_it_began_with_and_no_trace() -> None:
-    detector, x = small(descent_steps=30).eval(), images(4)
+    detector, x = searchable(descent_steps=30), images(4)
     before = copy.deepcopy(detector.state_dict())
     began = [loss_left(detector, image, detector.start).item() for image in x.split(1)]
     assert (detector.score(x) < torch.tensor(began)).all()
@@ -127,14 +135,14 @@ def test_search_leaves_less_than_it_began_with_and_no_trace() -> None:
 
 
 def test_best_of_restarts_is_the_best_single_search() -> None:
-    detector, x = small(restarts=3).eval(), images(5)
+    detector, x = searchable(restarts=3), images(5)
     together = detector.score(x)
     starts, alone = detector.start, []
     for number in range(3):
         detector.start = starts[number : number + 1]
         alone.append(detector.score(x))
-    torch.testing.assert_close(together, torch.stack(alone).min(0).values, rtol=1e-4, atol=0)
-    assert len(torch.stack(alone).argmin(0).unique()) > 1
+    torch.testing.assert_close(together, torch.stack(alone).min(0).values, rtol=1e-5, atol=0)
+    assert (torch.stack(alone).max(0).values > 1.01 * together).all()
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])

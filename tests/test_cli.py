@@ -1,0 +1,312 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from anomaly_bench.cli import answer
+
+TINY = [
+    *("data=digits", "data.limit=150", "data.image_size=16"),
+    *("model.ngf=4", "model.ndf=4", "model.nz=8", "model.epochs=2", "model.batch_size=16"),
+]
+METRICS = (
+    *(
+        "auroc",
+        "auroc_untrained",
+        "aupr_in",
+        "aupr_out",
+        "average_precision",
+        "eer",
+        "threshold",
+        "precision",
+    ),
+    *(
+        "recall",
+        "specificity",
+        "f1",
+        "per_class",
+        "train_seconds",
+        "train_images_per_s",
+        "score_ms_per_image",
+    ),
+    *("n_train", "n_test", "n_anomalous"),
+)
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch, capsys):
+    """Calls the command line in an empty folder; gives exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ANOMALY_BENCH_DEBUG", "ANOMALY_BENCH_SWEEP", "ANOMALY_BENCH_DATA", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["anomaly-bench", *arguments])
+        monkeypatch.delenv("ANOMALY_BENCH_SWEEP", raising=False)
+        try:
+            code = answer(list(arguments))
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return call
+
+
+def only_run(folder: str = "runs") -> Path:
+    (found,) = [path.parent for path in Path(folder).glob("*/metrics.json")]
+    return found
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def digit_folders(root: Path, size: int = 16) -> None:
+    """Digits 0 as normal, 1 and 7 as two kinds of anomaly, in GANomaly's layout."""
+    images, labels = load_digits(return_X_y=True)
+    counts: dict[int, int] = {}
+    for pixels, label in zip(images, labels, strict=True):
+        counts[label] = number = counts.get(label, -1) + 1
+        place = {0: "train/0.normal" if number < 60 else "test/0.normal"}.get(label)
+        place = place or {1: "test/1.abnormal/one", 7: "test/1.abnormal/seven"}.get(label)
+        if place is None or number > 90:
+            continue
+        path = root / place / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grey = Image.fromarray((pixels.reshape(8, 8) * 15.9).astype(np.uint8))
+        grey.resize((size, size), Image.Resampling.BILINEAR).save(path)
+
+
+def test_one_run_leaves_all_its_files(bench):
+    code, out, _ = bench("model=ganomaly", *TINY, "abnormal_class=3")
+    assert code == 0
+    run = only_run()
+    assert run.name.startswith("digits-leave_one_class_out-ganomaly-abnormal-3-seed0-")
+    assert str(run) in out
+
+    metrics = read(run / "metrics.json")
+    assert [name for name in METRICS if name not in metrics] == []
+    assert "auroc_best_epoch" not in metrics
+    assert f"AUROC {metrics['auroc']:.3f}, untrained {metrics['auroc_untrained']:.3f}" in out
+    scores = pd.read_csv(run / "scores.csv")
+    assert list(scores) == ["row", "class", "label", "score"]
+    assert len(scores) == metrics["n_test"]
+    assert scores["label"].sum() == metrics["n_anomalous"]
+    assert (scores["label"] == (scores["class"] == 3)).all()
+    losses = pd.read_csv(run / "losses.csv")
+    assert losses["epoch"].tolist() == [1, 2]
+    assert {"adv", "con", "enc", "d"} <= set(losses)
+    provenance = read(run / "run.json")
+    assert provenance["n_train"] == metrics["n_train"]
+    for name in ("versions", "device", "precision", "data_fingerprint", "data_source", "settings_hash"):
+        assert provenance[name]
+    assert (run / "config.yaml").exists()
+    assert (run / "model.safetensors").exists()
+    pictures = {path.stem for path in (run / "figures").glob("*.png")}
+    assert pictures == {"scores", "roc_and_pr", "losses", "reconstructions", "features"}
+    assert not [path for path in run.rglob("*") if "checkpoint" in path.name or path.name.startswith(".")]
+
+
+def test_a_finished_run_is_not_computed_again_unless_asked(bench):
+    bench("model=ganomaly", *TINY)
+    metrics = only_run() / "metrics.json"
+    before = metrics.stat().st_mtime_ns
+    code, _, err = bench("model=ganomaly", *TINY)
+    assert (code, metrics.stat().st_mtime_ns) == (0, before)
+    assert "finished already" in err
+    bench("model=ganomaly", *TINY, "rerun=true")
+    assert metrics.stat().st_mtime_ns > before
+
+
+def test_the_same_seed_gives_the_same_scores_and_another_seed_others(bench):
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        bench("model=ganomaly", *TINY, f"runs_dir={folder}", f"seed={seed}")
+    a, b, c = (pd.read_csv(only_run(folder) / "scores.csv")["score"].to_numpy() for folder in "abc")
+    assert (a == b).all()
+    assert not np.array_equal(a, c)
+
+
+def test_the_score_has_the_right_sign(bench):
+    """Recomputed from `scores.csv`, the AUROC is the one in `metrics.json`, and anomalous is positive."""
+    bench("model=ganomaly", *TINY)
+    scores = pd.read_csv(only_run() / "scores.csv")
+    normal, anomalous = (scores["score"][scores["label"] == kind].to_numpy() for kind in (0, 1))
+    above = (anomalous[:, None] > normal).mean() + 0.5 * (anomalous[:, None] == normal).mean()
+    assert read(only_run() / "metrics.json")["auroc"] == pytest.approx(above)
+
+
+def test_a_sweep_ends_with_its_table(bench):
+    code, out, _ = bench(
+        "-m", "model=ganomaly,ae", *TINY[:3], "abnormal_class=range(2)", "seed=0,1", "trainer.max_epochs=1"
+    )
+    assert code == 0
+    assert len(list(Path("runs").glob("*/metrics.json"))) == 8
+    assert "AUROC on digits, leave_one_class_out" in out
+    table = out[out.index("AUROC on digits") :]
+    assert "ganomaly" in table
+    assert "untrained" in table
+    assert "±" in table
+
+
+def test_one_failing_job_does_not_take_the_others_with_it(bench):
+    code, out, err = bench("-m", "model=ganomaly", *TINY, "abnormal_class=0,77")
+    assert code == 1
+    assert only_run().name.startswith("digits-leave_one_class_out-ganomaly-abnormal-0")
+    assert "AUROC on digits" in out
+    assert "failed: " in out
+    assert "abnormal_class=77" in out
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=ganomly"], ["model=ganomly", "ganomaly"]),
+        (["data=mnst"], ["data=mnst", "mnist"]),
+        (["modle=ganomaly"], ["modle", "did you mean model"]),
+        (["model.ngff=3"], ["model.ngff", "did you mean model.ngf"]),
+        (["trainer.max_epoch=3"], ["trainer.max_epoch", "trainer.max_epochs"]),
+        (["abnormal_class=12"], ["abnormal_class=12", "0 to 9"]),
+        (["abnormal_class=cat"], ["abnormal_class=cat", "0 to 9"]),
+        (["seed=one"], ["seed=one", "Integer"]),
+        (["evaluation.epoch=first"], ["evaluation.epoch=first", "last", "best_test"]),
+        (["trainer.device=cuda:7"], ["trainer.device=cuda:7", "cpu"]),
+        (["trainer.precision=fp8"], ["trainer.precision=fp8", "auto, fp32, bf16"]),
+        (["trainer.max_epochs=-2"], ["trainer.max_epochs=-2", "at least 0"]),
+        (["data.image_size=30"], ["data.image_size", "30", "16 times a power of two"]),
+        (["data=folder"], ["data.root"]),
+        (["data=folder", "data.root=nowhere"], ["data.root=nowhere", "train/0.normal"]),
+        (
+            ["data=mnist", "data.root=nowhere", "data.download=false"],
+            ["data=mnist", "nowhere", "data.download=true"],
+        ),
+        (["protocol=one_vs_rest"], ["protocol=one_vs_rest", "test part"]),
+        (["--model", "ganomaly"], ["--model", "write model=VALUE"]),
+        (["abnormal_class=0,1"], ["abnormal_class"]),
+        (["score", "nowhere", "x.png"], ["nowhere", "finished run"]),
+        (["report", "nowhere"], ["nowhere"]),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(bench, arguments, words):
+    code, out, err = bench(*arguments)
+    assert code == 2
+    assert not out or arguments == []
+    assert len(err.strip().splitlines()) == 1
+    assert [word for word in words if word not in err] == []
+    assert not list(Path().rglob("metrics.json"))
+
+
+def test_a_diverging_run_is_recorded_as_failed_with_what_to_try(bench):
+    code, _, err = bench("model=ganomaly", *TINY, "model.lr=1e30")
+    assert code == 2
+    assert "step" in err
+    assert "loss '" in err
+    assert "model.lr" in err
+    (failed,) = Path("runs").glob("*/failed.json")
+    assert "loss '" in read(failed)["error"]
+    assert not (failed.parent / "metrics.json").exists()
+
+
+def test_the_best_epoch_stands_beside_the_last_and_replaces_it_only_as_published(bench):
+    bench("model=ganomaly", *TINY, "model.epochs=3", "trainer.eval_every=1", "runs_dir=clean")
+    clean = read(only_run("clean") / "metrics.json")
+    per_epoch = pd.read_csv(only_run("clean") / "losses.csv")["auroc"]
+    assert clean["auroc"] == pytest.approx(per_epoch.iloc[-1])
+    assert clean["auroc_best_epoch"] == pytest.approx(per_epoch.max())
+
+    bench("model=ganomaly", *TINY, "model.epochs=3", "evaluation=as_published", "runs_dir=published")
+    published = only_run("published")
+    metrics, evaluation = read(published / "metrics.json"), read(published / "run.json")["evaluation"]
+    assert metrics["auroc"] == pytest.approx(metrics["auroc_best_epoch"])
+    assert {name: evaluation[name] for name in ("epoch", "batch_norm", "test_order")} == {
+        "epoch": "best_test",
+        "batch_norm": "batch",
+        "test_order": "by_class",
+    }
+
+
+def test_folders_of_images_are_trained_on_reported_and_scored_again(bench, tmp_path):
+    digit_folders(tmp_path / "bags")
+    settings = ["data=folder", "data.root=bags", "data.image_size=16", *TINY[3:]]
+    code, _, err = bench("model=ganomaly", *settings)
+    assert code == 0
+    assert "train 60 '0.normal'" in err
+    run = only_run()
+    assert run.name.startswith("folder-folder-ganomaly-folder-seed0-")
+    assert set(read(run / "metrics.json")["per_class"]) == {"1.abnormal/one", "1.abnormal/seven"}
+
+    code, out, _ = bench("score", str(run), "bags/test", "--output", "new.csv")
+    assert code == 0
+    assert "new.csv" in out
+    new = pd.read_csv("new.csv")
+    kept = pd.read_csv(run / "scores.csv")
+    assert list(new) == ["file", "score", "verdict", "percentile"]
+    by_file = {f"bags/{file}": score for file, score in zip(kept["file"], kept["score"], strict=True)}
+    again = {file: by_file[file] for file in new["file"]}
+    np.testing.assert_allclose(new["score"], list(again.values()), rtol=1e-6)
+    threshold = read(run / "metrics.json")["threshold"]
+    assert ((new["score"] > threshold) == (new["verdict"] == "anomalous")).all()
+    assert new["percentile"].between(0, 100).all()
+
+    code, out, _ = bench("report", "runs")
+    assert code == 0
+    assert "1.abnormal/seven" in out
+    for name in ("table.csv", "table.md", "table.tex"):
+        assert (Path("runs/report") / name).stat().st_size > 0
+
+
+def test_protocol_can_be_chosen_for_class_folders(bench, tmp_path):
+    digit_folders(tmp_path / "bags")
+    settings = ["data=folder", "data.root=bags", "data.image_size=16", *TINY[3:], "trainer.max_epochs=1"]
+    code, _, _ = bench(
+        "model=ganomaly", *settings, "protocol=leave_one_class_out", "abnormal_class=1.abnormal/one"
+    )
+    assert code == 0
+    assert read(only_run() / "run.json")["class"] == "1.abnormal/one"
+
+
+def test_list_and_help_say_what_there_is(bench):
+    code, out, _ = bench("list")
+    assert code == 0
+    for word in ("ganomaly", "cifar10", "leave_one_class_out"):
+        assert word in out
+    assert bench("list", "models")[1].split()[0] == "ae"
+    code, out, _ = bench("--help")
+    assert code == 0
+    for word in ("anomaly-bench report", "abnormal_class", "trainer.max_epochs", "model: ae"):
+        assert word in out
+
+
+def test_killed_in_the_middle_the_same_command_resumes_to_the_same_bits(tmp_path):
+    command = [sys.executable, "-m", "anomaly_bench.cli", "model=ganomaly", *TINY, "model.epochs=40"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, "runs_dir=killed"], cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 120
+    while not (found := list((tmp_path / "killed").glob("*/checkpoint.safetensors"))):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert found[0].exists()
+    assert not list((tmp_path / "killed").glob("*/metrics.json"))
+
+    for folder in ("killed", "whole"):
+        subprocess.run([*command, f"runs_dir={folder}"], cwd=tmp_path, env=environment, check=True)
+    killed, whole = (only_run(str(tmp_path / folder)) for folder in ("killed", "whole"))
+    for name in ("model.safetensors", "scores.csv"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    timed = ["seconds"]
+    a, b = (pd.read_csv(run / "losses.csv").drop(columns=timed) for run in (killed, whole))
+    pd.testing.assert_frame_equal(a, b)

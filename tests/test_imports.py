@@ -1,0 +1,136 @@
+"""Who may import whom, read from the sources, and what importing costs, seen from a new process."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import anomaly_bench
+
+PACKAGE = Path(anomaly_bench.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+MAY_IMPORT = {
+    "errors": set(),
+    "schema": set(),
+    "record": set(),
+    "losses": set(),
+    "rows": {"errors"},
+    "metrics": {"errors"},
+    "data": {"data", "errors"},
+    "protocols": {"data", "errors"},
+    "networks": {"networks", "errors"},
+    "detector": {"rows", "errors"},
+    "detectors": {"rows", "detector", "losses", "networks", "errors"},
+    "training": {"training", "detector", "rows", "record", "errors"},
+    "report": {"report", "record", "metrics", "errors"},
+}
+"""What each room may import of the others."""
+
+AT_THE_END = {"__init__", "cli", "compose", "run", "score"}
+"""These put the rooms together, and no room imports them."""
+
+
+def room_of(path: Path) -> str:
+    """The room that a file is in or is."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(source: str) -> Iterator[str]:
+    """Dotted names of all that a source imports, anywhere in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def imports(path: Path) -> list[str]:
+    return list(imports_of(path.read_text(encoding="utf-8")))
+
+
+def packages(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(path)}
+
+
+def rooms_imported(path: Path) -> set[str]:
+    names = [name.split(".") for name in imports(path)]
+    return {parts[1] for parts in names if parts[0] == "anomaly_bench" and len(parts) > 1}
+
+
+def modules_after(statement: str) -> set[str]:
+    """Top-level modules that a new process has imported after `statement`."""
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    source = "import a.b\nfrom c import d\ndef f():\n    from e.g import h\n    import i as j\n"
+    assert sorted(imports_of(source)) == ["a.b", "c.d", "e.g.h", "i"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_rooms_import_in_one_direction(path: Path) -> None:
+    room = room_of(path)
+    if room in AT_THE_END:
+        return
+    assert room in MAY_IMPORT, f"{room} is a new room: say in MAY_IMPORT whom it may import"
+    assert rooms_imported(path) <= MAY_IMPORT[room]
+
+
+def test_detectors_never_import_each_other() -> None:
+    for path in (PACKAGE / "detectors").glob("*.py"):
+        assert "detectors" not in rooms_imported(path), path.name
+
+
+def test_hydra_stays_with_the_settings() -> None:
+    users = {str(path.relative_to(PACKAGE)) for path in FILES if packages(path) & {"hydra", "omegaconf"}}
+    assert users == {"cli.py", "compose.py", "run.py"}
+
+
+def test_nothing_is_unpickled() -> None:
+    for path in FILES:
+        unpicklers = packages(path) & {
+            "pickle",
+            "cPickle",
+            "dill",
+            "cloudpickle",
+            "joblib",
+            "shelve",
+            "marshal",
+        }
+        assert not unpicklers, f"{path.name} imports {unpicklers}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) != "torch.load", path.name
+                assert all(keyword.arg != "allow_pickle" for keyword in node.keywords), path.name
+
+
+@pytest.mark.parametrize("room", ["report", "metrics", "record"])
+def test_reports_are_made_without_torch(room: str) -> None:
+    files = [path for path in FILES if room_of(path) == room]
+    assert files
+    for path in files:
+        assert "torch" not in packages(path), path.name
+
+
+@pytest.mark.parametrize(
+    ("statement", "without"),
+    [
+        (
+            "import anomaly_bench.report.tables, anomaly_bench.report.pictures, anomaly_bench.metrics",
+            {"torch", "torchvision", "hydra"},
+        ),
+        ("import anomaly_bench.cli", {"torch", "sklearn", "pandas", "numpy", "matplotlib", "hydra"}),
+        ("import anomaly_bench.data.decode", {"torch", "torchvision", "sklearn", "pandas"}),
+    ],
+)
+def test_light_imports_stay_light(statement: str, without: set[str]) -> None:
+    modules = modules_after(statement)
+    assert "anomaly_bench" in modules
+    assert not modules & without

@@ -1,0 +1,80 @@
+"""The wheel, installed by itself, works from any folder."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+TINY = ["data.limit=60", "data.image_size=16", "model.ngf=4", "model.ndf=4", "trainer.max_epochs=1"]
+
+
+def answer(*command, **settings):
+    """What a command printed; it must have ended well."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **settings)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from this checkout."""
+    folder = tmp_path_factory.mktemp("dist")
+    answer(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=CHECKOUT)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Runs a program of an environment that has the wheel, from an empty folder: `installed("python", ...)`.
+
+    Its dependencies are those of the running environment: a .pth file adds that folder to the path, behind
+    what is installed. The .pth files in that folder are not followed, so the checkout is not among it.
+    """
+    environment, empty = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("empty")
+    venv.create(environment, with_pip=True)
+    paths = sysconfig.get_paths(vars={"base": str(environment), "platbase": str(environment)})
+    scripts, packages = Path(paths["scripts"]), Path(paths["purelib"])
+    answer(scripts / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel)
+    running = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (packages / "dependencies.pth").write_text("\n".join(running))
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(program, *arguments):
+        return answer(scripts / program, *arguments, cwd=empty, env=variables)
+
+    run.environment, run.empty = environment, empty
+    return run
+
+
+def test_the_wheel_holds_every_config(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    there = {f"anomaly_bench/{path.relative_to(CHECKOUT)}" for path in CHECKOUT.glob("configs/**/*.yaml")}
+    assert len(there) > 20
+    assert there <= set(names)
+    assert not [name for name in names if name.split("/")[0] in ("tests", "data", "scripts")]
+
+
+def test_the_installed_package_is_the_one_imported(installed):
+    program = "import anomaly_bench, anomaly_bench.cli as cli; print(anomaly_bench.__file__, cli.CONFIGS, sep='\\n')"
+    for path in installed("python", "-c", program).splitlines():
+        assert Path(path).is_relative_to(installed.environment)
+
+
+def test_it_lists_and_composes(installed):
+    assert "ganomaly" in installed("anomaly-bench", "list", "models")
+    assert "_target_: anomaly_bench.detectors.ganomaly.GANomaly" in installed("anomaly-bench", "--cfg", "job")
+
+
+def test_it_runs(installed):
+    assert installed("anomaly-bench", "data=digits", *TINY).startswith("AUROC ")
+    (run,) = installed.empty.glob("runs/*")
+    assert 0 <= json.loads((run / "metrics.json").read_text())["auroc"] <= 1
+    assert json.loads((run / "run.json").read_text())["git"] is None

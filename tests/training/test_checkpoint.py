@@ -1,0 +1,173 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from toys import Plan, dictated, rows
+
+from anomaly_bench.training.checkpoint import (
+    Checkpoint,
+    Epoch,
+    kept_fact,
+    optimizer_tensors,
+    random_state,
+    restore_random_state,
+    save_weights,
+)
+from anomaly_bench.training.trainer import Trainer
+
+HISTORY = [
+    Epoch(0, "a", 1, {"error": 0.1}, 16, 0.5),
+    Epoch(0, "a", 2, {"error": 1 / 3}, 16, 0.25, auroc=2 / 3),
+]
+
+
+def stepped(module: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    module(x).square().mean().backward()
+    optimizer.step()
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "checkpoint.safetensors"
+    tensors = {
+        "model.a": torch.randn(2, 3),
+        "model.b.c": torch.tensor(3),
+        "random.cpu": torch.get_rng_state(),
+    }
+    groups = [[{"lr": 0.1, "betas": [0.5, 0.9], "params": [0, 1], "weight_decay": None}]]
+    Checkpoint(1, 2, True, HISTORY, tensors, groups).save(path)
+    back = Checkpoint.load(path)
+    assert (back.stage, back.epoch, back.over, back.history, back.groups) == (1, 2, True, HISTORY, groups)
+    assert back.tensors.keys() == tensors.keys()
+    assert all(
+        torch.equal(back.tensors[name], x) and back.tensors[name].dtype == x.dtype
+        for name, x in tensors.items()
+    )
+    assert back.model.keys() == {"a", "b.c"}
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.5, 0.9), fused=True),
+        lambda p: torch.optim.Adam([{"params": [p[0]], "lr": 0.3}, {"params": p[1:]}], lr=0.1),
+        lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.9),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+        lambda p: torch.optim.SGD(p, lr=0.1),
+    ],
+    ids=["adam", "adam in groups", "rmsprop", "momentum", "sgd"],
+)
+def test_an_optimizer_goes_on_where_it_stood(tmp_path: Path, make) -> None:
+    x, path = torch.randn(4, 3), tmp_path / "checkpoint.safetensors"
+    module = nn.Linear(3, 2)
+    optimizer = make(list(module.parameters()))
+    for _ in range(3):
+        stepped(module, optimizer, x)
+    tensors, groups = optimizer_tensors([optimizer])
+    Checkpoint(0, 1, False, [], tensors, groups).save(path)
+
+    other = nn.Linear(3, 2)
+    other.load_state_dict(module.state_dict())
+    resumed = make(list(other.parameters()))
+    Checkpoint.load(path).restore_optimizers([resumed])
+    for _ in range(3):
+        stepped(module, optimizer, x)
+        stepped(other, resumed, x)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+
+
+def test_optimizers_of_one_stage_are_not_mixed_up() -> None:
+    modules = nn.Linear(3, 2), nn.Linear(3, 2)
+    optimizers = [
+        torch.optim.Adam(module.parameters(), lr=lr) for module, lr in zip(modules, (0.1, 0.2), strict=True)
+    ]
+    for number, (module, optimizer) in enumerate(zip(modules, optimizers, strict=True), 1):
+        for _ in range(number):
+            stepped(module, optimizer, torch.ones(1, 3))
+    fresh = [torch.optim.Adam(module.parameters(), lr=1.0) for module in modules]
+    Checkpoint(0, 1, False, [], *optimizer_tensors(optimizers)).restore_optimizers(fresh)
+    assert [optimizer.param_groups[0]["lr"] for optimizer in fresh] == [0.1, 0.2]
+    assert [
+        int(optimizer.state[module.weight]["step"]) for module, optimizer in zip(modules, fresh, strict=True)
+    ] == [
+        1,
+        2,
+    ]
+
+
+def test_state_comes_back_in_the_memory_format_of_its_parameter(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    module = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(module.parameters(), fused=True)
+    stepped(module, optimizer, torch.randn(2, 3, 5, 5))
+    Checkpoint(0, 1, False, [], *optimizer_tensors([optimizer])).save(path)
+    resumed = torch.optim.Adam(module.parameters(), fused=True)
+    Checkpoint.load(path).restore_optimizers([resumed])
+    for name in ("exp_avg", "exp_avg_sq"):
+        ours, theirs = resumed.state[module.weight][name], optimizer.state[module.weight][name]
+        assert ours.stride() == theirs.stride() == module.weight.stride()
+        assert torch.equal(ours, theirs)
+    assert resumed.state[module.weight]["step"].shape == ()
+
+
+def test_random_states_come_back() -> None:
+    cpu, order = torch.device("cpu"), torch.Generator().manual_seed(5)
+    states = random_state(cpu, order)
+    expected = torch.rand(3), torch.rand(3, generator=order)
+    fresh = torch.Generator()
+    restore_random_state({name.removeprefix("random."): x for name, x in states.items()}, cpu, fresh)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert torch.equal(torch.rand(3, generator=fresh), expected[1])
+
+
+def test_weights_are_kept_whatever_their_layout_and_sharing(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4)).to(memory_format=torch.channels_last)
+    module[1].register_buffer("tied", module[1].weight)
+    module[1].register_buffer("view", torch.arange(6.0).view(2, 3).t())
+    save_weights(path, module, auroc=0.1 + 0.2)
+    back = load_file(path)
+    assert back.keys() == module.state_dict().keys()
+    assert all(torch.equal(back[name], x) for name, x in module.state_dict().items())
+    assert kept_fact(path, "auroc") == 0.1 + 0.2
+    assert kept_fact(tmp_path / "none.safetensors", "auroc") is None
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    Checkpoint(0, 1, False, HISTORY, {"model.a": torch.ones(2)}).save(path)
+    with pytest.raises(TypeError):
+        Checkpoint(0, 2, False, HISTORY, {"model.a": torch.ones(2)}, [[{"lr": object()}]]).save(path)
+    with pytest.raises(RuntimeError, match="memory format"):
+        Checkpoint(0, 2, False, HISTORY, {"model.a": torch.eye(2).to_sparse()}).save(path)
+    assert Checkpoint.load(path).epoch == 1
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_each_epoch_replaces_the_file_of_the_last(tmp_path: Path) -> None:
+    path, epochs = tmp_path / "checkpoint.safetensors", []
+    trainer = Trainer(device="cpu", precision="fp32", eval_every=1)
+    detector = dictated(Plan(epochs=3))
+
+    def evaluate() -> float:
+        epochs.append(Checkpoint.load(path).epoch if path.exists() else 0)
+        return 0.5
+
+    trainer.learn(detector, rows(), seed=0, keep=path, evaluate=evaluate)
+    kept = Checkpoint.load(path)
+    assert epochs == [0, 1, 2]
+    assert (kept.epoch, kept.over, len(kept.history)) == (3, True, 3)
+    assert all(torch.equal(kept.model[name], x) for name, x in detector.state_dict().items())
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_broken_file_is_refused_not_misread(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    Checkpoint(0, 1, False, HISTORY, {"model.a": torch.ones(100)}).save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(Exception, match=r"(?i)incomplete|invalid|header"):
+        Checkpoint.load(path)
