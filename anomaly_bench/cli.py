@@ -17,8 +17,8 @@ from typing import Any
 from anomaly_bench.errors import SettingError
 
 HERE = Path(__file__).resolve().parent
-CONFIGS = next(path for path in (HERE.parent / "configs", HERE / "configs") if path.is_dir())
-"""The configs of the checkout, else those in the wheel."""
+CONFIGS = next(path for path in (HERE / "configs", HERE.parent / "configs") if path.is_dir())
+"""The configs in the wheel, else those of the checkout."""
 
 GROUPS = {"models": "model", "data": "data", "protocols": "protocol", "experiments": "experiment"}
 DEBUG = "ANOMALY_BENCH_DEBUG"
@@ -41,6 +41,9 @@ def answer(arguments: list[str]) -> int:
         return launch(arguments)
     except SettingError as error:
         return refuse(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has seen enough
+        return 0
     except KeyboardInterrupt:
         print("anomaly-bench: stopped; the same command goes on from the last epoch kept", file=sys.stderr)
         return 130
@@ -235,10 +238,11 @@ def known_keys(arguments: Sequence[str]) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    groups = [argument for argument in arguments if (CONFIGS / argument.partition("=")[0]).is_dir()]
+    pairs = [argument.partition("=") for argument in arguments if "=" in argument]
+    choices = [f"{group}={name}" for group, _, name in pairs if (CONFIGS / group / f"{name}.yaml").is_file()]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        settings = compose("config", [group for group in groups if "," not in group])
+        settings = compose("config", choices)
     return list(paths_in(OmegaConf.to_container(settings)))
 
 
@@ -292,10 +296,12 @@ def list_choices(arguments: list[str]) -> int:
     parser.add_argument("what", nargs="?", choices=sorted(GROUPS), help="default: all")
     given = parser.parse_args(arguments)
     for title, group in GROUPS.items():
-        if given.what not in (None, title):
+        choices = sorted((CONFIGS / group).glob("*.yaml"))
+        if given.what not in (None, title) or not choices:
             continue
-        print(title if given.what is None else "", end="\n" if given.what is None else "")
-        for path in sorted((CONFIGS / group).glob("*.yaml")):
+        if given.what is None:
+            print(title)
+        for path in choices:
             print(f"  {path.stem:<22}{headline(path)}")
     return 0
 

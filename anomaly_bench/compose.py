@@ -122,6 +122,8 @@ def check_targets(model: Any) -> None:
             check_targets(value)
         elif not (isinstance(found := located(str(value)), type) and issubclass(found, Detector)):
             raise SettingError(f"model._target_={value}: not a Detector of this or an installed package")
+        elif lacking := sorted(found.__abstractmethods__):
+            raise SettingError(f"model._target_={value}: it lacks {', '.join(lacking)}")
 
 
 def located(target: str) -> Any:

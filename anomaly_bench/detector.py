@@ -105,7 +105,9 @@ def descend(optimizer: Optimizer, loss: Tensor, keep_graph: bool = False) -> Non
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = torch.autograd.grad(loss, parameters, retain_graph=keep_graph)
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        # Fused optimisers go through memory as it lies, and a gradient need not lie as its parameter does.
+        same = gradient.stride() == parameter.stride()
+        parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
     optimizer.step()
 
 

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -156,6 +157,7 @@ def safe_name(text: str) -> str:
     return safe if safe == text and safe else f"{safe}{hashlib.sha256(text.encode()).hexdigest()[:5]}"
 
 
+@cache
 def git_revision() -> str | None:
     """The commit of the checkout this package lies in, with `-dirty` after local changes; None elsewhere."""
     checkout = Path(__file__).resolve().parent.parent

@@ -2,23 +2,23 @@
 
     python scripts/publish.py runs results/ganomaly_mnist data=mnist model=ganomaly
 
-copies the records (not the weights) of the finished runs under `runs` whose `run.json` says so, and writes the
-report beside them. Called with the results folder alone, it makes the report again from the records there:
+copies the records of the finished runs under `runs` whose `run.json` says so, without weights and without the
+places where data lay, and writes the report beside them. Called with the results folder alone, it makes the
+report again from the records there:
 
     python scripts/publish.py results/ganomaly_mnist
 """
 
 import argparse
+import re
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from anomaly_bench.errors import SettingError
-from anomaly_bench.record import Record, read_records, write_text
+from anomaly_bench.record import Record, read_records, write_json, write_text
 from anomaly_bench.report.tables import write_report
-
-KEPT = ("run.json", "metrics.json", "config.yaml", "losses.csv")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,8 +43,14 @@ def copy_records(runs_dir: Path, target: Path, conditions: dict[str, str]) -> No
     for record in chosen:
         place = target / "records" / record.folder.name
         place.mkdir(parents=True, exist_ok=True)
-        for name in KEPT:
+        for name in ("metrics.json", "losses.csv"):
             shutil.copyfile(record.folder / name, place / name)
+        settings = re.sub(r"(?m)^(  root|runs_dir): .*$", r"\1: null", record.config)
+        write_text(place / "config.yaml", settings)
+        overrides = [
+            re.sub(r"^(data\.root|runs_dir)=.*", r"\1=FOLDER", text) for text in record.run["overrides"]
+        ]
+        write_json(place / "run.json", record.run | {"overrides": overrides})
 
 
 def fits(record: Record, conditions: dict[str, str]) -> bool:

@@ -125,3 +125,18 @@ def test_detached_losses_have_their_names_and_no_graph() -> None:
     losses = detached(a=2 * x.sum(), b=x.mean())
     assert {name: loss.item() for name, loss in losses.items()} == {"a": 2.0, "b": 1.0}
     assert not any(loss.requires_grad for loss in losses.values())
+
+
+def test_descend_takes_a_gradient_that_lies_otherwise_in_memory_than_its_parameter() -> None:
+    """A contiguous weight and a channels-last batch; every entry must get its own gradient."""
+    x = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    layers = []
+    for fused, memory_format in ((True, torch.channels_last), (False, torch.contiguous_format)):
+        torch.manual_seed(0)
+        layer = nn.Conv2d(3, 4, 3)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=fused)
+        out = layer(x.contiguous(memory_format=memory_format))
+        slope = torch.autograd.grad(out.square().sum(), layer.weight, create_graph=True)[0]
+        descend(optimizer, slope.square().sum() + 0 * out.sum())
+        layers.append(layer)
+    torch.testing.assert_close(layers[0].weight, layers[1].weight, atol=1e-3, rtol=0)

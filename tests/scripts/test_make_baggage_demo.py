@@ -1,7 +1,9 @@
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from anomaly_bench.data import folder
@@ -54,13 +56,19 @@ def test_the_seed_decides_and_counts_do_not(demo, tmp_path):
     assert not set(pictures(tmp_path / "other").values()) & set(first.values())
 
 
-def test_threats_absorb_more_than_what_is_there_without_them(demo):
-    """A gun is steel: the darkest patches hold one. Air is white, and the noise is small."""
-    normal, gun = (
-        folder.decode_files(sorted((demo / "test").rglob(f"{kind}/*.png")), (3, 64, 64), None).float().mean()
-        for kind in ("0.normal", "gun")
+def test_thickness_adds_up_and_light_is_lost_exponentially():
+    script = runpy.run_path(str(SCRIPT))
+    slab = (script["rectangle"](-1, -1, 2, 2), "organic", 0.5)
+    assert script["attenuation"]([slab, slab], 4) == pytest.approx(
+        np.stack([np.full((4, 4), mu) for mu in (1.1, 0.9)])
     )
-    assert 100 < gun < normal
+    means = []
+    for count in range(4):
+        picture = np.asarray(script["scan"]([slab] * count, 64, np.random.default_rng(0)), dtype=float)
+        means.append(picture[..., 2].mean() / 255)  # blue, of which organic matter leaves least
+    blue = script["COLOURS"][0, 2]
+    through = np.exp(-0.5 * np.arange(4))
+    assert means == pytest.approx(through + (1 - through) * blue * np.sqrt(through), abs=0.01)
 
 
 def test_other_sizes(tmp_path):
