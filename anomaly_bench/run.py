@@ -83,6 +83,7 @@ def provenance(job: Job) -> dict[str, Any]:
         "overrides": job.overrides,
         "shape": list(job.dataset.shape),
         "data_source": job.dataset.source,
+        "data_formats": sorted({Path(file).suffix.lower() for file in job.dataset.files or ()}),
         "data_fingerprint": job.dataset.fingerprint(),
         "data_classes": list(job.dataset.class_names),
         "n_train": len(job.split.train),

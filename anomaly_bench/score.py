@@ -30,12 +30,13 @@ def score_files(folder: Path, files: Sequence[Path], device: str = "auto") -> pd
     """
     trained = load_run(folder, device)
     shape, data = tuple(trained.run["shape"]), trained.values["data"]
+    fit = data.get("fit", "stretch") if data["image_size"] else None
     if len(shape) != 3:
         raise SettingError(f"{folder}: its detector takes rows of {shape[0]} numbers, not images")
     paths = list_images(files)
     scores = []
     for start in range(0, len(paths), BLOCK):
-        x = decode_files(paths[start : start + BLOCK], shape, data.get("fit", "stretch"))
+        x = decode_files(paths[start : start + BLOCK], shape, fit)
         rows = trained.trainer.rows(x, data["mean"], data["std"])
         scores.append(score_rows(trained.detector, rows, precision=trained.trainer.precision, batch_size=256))
     joined = torch.cat(scores).numpy()

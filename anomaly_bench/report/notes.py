@@ -8,6 +8,7 @@ from anomaly_bench.record import Record
 from anomaly_bench.report.results import ROW, Line
 
 MOST_LISTED = 10
+LOSSY = {".jpg", ".jpeg", ".webp"}
 
 
 def notes(records: Sequence[Record], lines: Sequence[Line]) -> list[str]:
@@ -80,7 +81,11 @@ def _source(run: dict[str, Any]) -> str:
     source = run.get("data_source")
     if source == "synthetic":
         return "SYNTHETIC, drawn by a program: these numbers say nothing of real images"
-    return "class folders" if source == "folder" else str(source)
+    if source != "folder":
+        return str(source)
+    formats = run.get("data_formats") or []
+    lossy = " (lossy: their pixels differ from any lossless original)" if set(formats) & LOSSY else ""
+    return f"class folders of {', '.join(formats)} files{lossy}" if formats else "class folders"
 
 
 def _gaps(records: Sequence[Record], lines: Sequence[Line]) -> list[str]:

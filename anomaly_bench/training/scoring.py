@@ -1,11 +1,12 @@
 """Scores and explanations of many rows, batch by batch, leaving the detector and its random state as they were."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
 
 from anomaly_bench.detector import Detector, Explanation
 from anomaly_bench.rows import Rows
@@ -18,21 +19,21 @@ def evaluation(detector: Detector, device: torch.device, batch_statistics: bool 
     `batch_statistics` normalises by each batch's own mean and variance, as a network in training mode does.
     """
     modes = [(module, module.training) for module in detector.modules()]
-    momenta = [(module, module.momentum) for module in detector.modules() if isinstance(module, _BatchNorm)]
+    norms = [(m, m.track_running_stats) for m in detector.modules() if isinstance(m, _BatchNorm)]
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():
         detector.eval()
         if batch_statistics:
-            for module, _ in momenta:
-                module.train()
-                module.momentum = 0.0
+            for norm, _ in norms:
+                norm.train()
+                norm.track_running_stats = False
         try:
             yield
         finally:
             for module, mode in modes:
                 module.training = mode
-            for module, momentum in momenta:
-                module.momentum = momentum
+            for norm, tracked in norms:
+                norm.track_running_stats = tracked
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -50,15 +51,17 @@ def score_rows(
     precision: str,
     batch_size: int,
     batch_statistics: bool = False,
-    progress: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """Anomaly score of every row in order, float32 `[N]` on the CPU. `progress` is told the rows just done."""
+    """Anomaly score of every row in order, float32 `[N]` on the CPU, with a progress bar on a terminal."""
     scores = []
-    with evaluation(detector, rows.device, batch_statistics), autocast(rows.device, precision):
+    with (
+        evaluation(detector, rows.device, batch_statistics),
+        autocast(rows.device, precision),
+        tqdm(total=len(rows), desc="scoring", unit=" rows", disable=None, leave=False) as bar,
+    ):
         for batch in rows.in_order(batch_size):
             scores.append(detector.score(batch.x).float())
-            if progress is not None:
-                progress(len(batch.x))
+            bar.update(len(batch.x))
     return torch.cat(scores).cpu()
 
 

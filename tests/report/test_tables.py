@@ -211,6 +211,9 @@ def test_provenance_is_below_the_table_and_synthetic_data_are_loud():
     assert "SYNTHETIC DATA" in table.title
     assert "SYNTHETIC" in notes_of(table)
     assert "class folders" in notes_of(table_of(made_up(data_source="folder")))
+    jpeg = notes_of(table_of(made_up(data_source="folder", data_formats=[".jpg"])))
+    assert "class folders of .jpg files (lossy" in jpeg
+    assert "lossy" not in notes_of(table_of(made_up(data_source="folder", data_formats=[".png"])))
 
 
 def test_runs_on_different_data_are_told():
