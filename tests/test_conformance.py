@@ -33,7 +33,7 @@ TOY = {
 
 OWN: dict[str, dict[str, object]] = {
     "f_anogan": {"epochs": 8},  # of several updates of the critic a step; more only costs time
-    "ocsvm_ae": {"code": 64},  # eight entries in (-1, 1) are too few for a density around them
+    "ocsvm_ae": {"code": 64, "lr": 5e-4},  # codes of few entries, or pressed against -1 and 1, are all alike
 }
 """What else a model needs to find toys that lie on their side."""
 

@@ -34,3 +34,11 @@ def test_every_record_says_how_it_was_made(folder):
             "epochs_done",
         ):
             assert record.run[name] is not None
+
+
+def test_the_readme_shows_a_table_that_the_records_give():
+    table = (RESULTS / "ganomaly_mnist" / "table.md").read_text().splitlines()
+    readme = (RESULTS.parent / "README.md").read_text().splitlines()
+    rows = [line for line in table if line.startswith("|")]
+    assert len(rows) == 4
+    assert [line for line in rows if line not in readme] == []
