@@ -1,5 +1,6 @@
 """One run, from settings to a finished folder: compose, control, learn, score, measure, record."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -280,11 +281,12 @@ def finish(job: Job, learned: Learned, training_scores: np.ndarray, numbers: dic
 
 def give_up(job: Job, error: Exception) -> None:
     """Record a failed run, with the epochs it had."""
-    keep = job.folder / "checkpoint.safetensors"
-    if keep.exists():
-        record.write_csv(job.folder / "losses.csv", losses_frame(Checkpoint.load(keep).history))
     said = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}"
     record.write_json(job.folder / "failed.json", {"error": said, "when": now(), "overrides": job.overrides})
+    keep = job.folder / "checkpoint.safetensors"
+    if keep.exists():
+        with contextlib.suppress(SettingError):
+            record.write_csv(job.folder / "losses.csv", losses_frame(Checkpoint.load(keep).history))
 
 
 def now() -> str:

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from anomaly_bench.errors import SettingError
 from anomaly_bench.record import replacing
 
 
@@ -68,10 +69,15 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
-        """Read it back, onto the CPU."""
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["checkpoint"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        """Read it back, onto the CPU; a file that is none is a SettingError."""
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads((file.metadata() or {})["checkpoint"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise SettingError(
+                f"{path}: not a checkpoint ({error}); rerun=true starts the run anew"
+            ) from error
         facts["history"] = [Epoch(**line) for line in facts["history"]]
         return cls(tensors=tensors, **facts)
 

@@ -173,7 +173,8 @@ class Walk:
 
     def __init__(self, detector: Detector, train: Rows) -> None:
         self.detector = detector
-        self.walk = detector.stages(train)
+        self.train = train
+        self.walk: Iterator[Stage] | None = None
         self.seconds = 0.0
 
     def __iter__(self) -> Iterator[Stage]:
@@ -185,6 +186,7 @@ class Walk:
         started = time.perf_counter()
         self.detector.eval()
         with torch.no_grad():
+            self.walk = self.walk or iter(self.detector.stages(self.train))
             stage = next(self.walk, None)
         self.seconds += time.perf_counter() - started
         return stage

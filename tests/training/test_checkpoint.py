@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 from toys import Plan, dictated, rows
 
+from anomaly_bench.errors import SettingError
 from anomaly_bench.training.checkpoint import (
     Checkpoint,
     Epoch,
@@ -148,6 +149,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_file_is_replaced_and_never_written_in_place(tmp_path: Path) -> None:
+    path, link = tmp_path / "checkpoint.safetensors", tmp_path / "first"
+    Checkpoint(0, 1, False, HISTORY, {"model.a": torch.ones(2)}).save(path)
+    link.hardlink_to(path)
+    Checkpoint(0, 2, False, HISTORY, {"model.a": torch.zeros(2)}).save(path)
+    assert (Checkpoint.load(path).epoch, Checkpoint.load(link).epoch) == (2, 1)
+
+
 def test_each_epoch_replaces_the_file_of_the_last(tmp_path: Path) -> None:
     path, epochs = tmp_path / "checkpoint.safetensors", []
     trainer = Trainer(device="cpu", precision="fp32", eval_every=1)
@@ -170,4 +179,12 @@ def test_a_broken_file_is_refused_not_misread(tmp_path: Path) -> None:
     Checkpoint(0, 1, False, HISTORY, {"model.a": torch.ones(100)}).save(path)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(Exception, match=r"(?i)incomplete|invalid|header"):
+        Checkpoint.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"no checkpoint at all, but long enough to look at"])
+def test_a_broken_file_is_refused_with_what_to_do(tmp_path, content) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(SettingError, match="rerun=true"):
         Checkpoint.load(path)
