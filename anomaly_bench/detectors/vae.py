@@ -141,7 +141,8 @@ class VAE(Detector):
         if self.score_by == "reconstruction":
             return squared_error(x, self.mean(self.decode(m)))
         s = torch.exp(log_s2 / 2)
-        total = sum(self.surprise(x, self.decode(m + s * e)) for e in self.noise) / len(self.noise)
+        draws = [self.surprise(x, self.decode(m + s * e)) for e in self.noise]
+        total = torch.stack(draws).mean(0)
         return total + self.beta * kl(m, log_s2) if self.score_by == "elbo" else total
 
     def explain(self, x: Tensor) -> Explanation:
