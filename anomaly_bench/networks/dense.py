@@ -19,34 +19,57 @@ def check_sizes(**settings: int | Sequence[int]) -> None:
 
 
 class DenseEncoder(nn.Sequential):
-    """Rows `[N, *shape]` to codes `[N, code]`: hidden layers with ReLU, a code that is linear."""
+    """Rows `[N, *shape]` to codes `[N, code]`: hidden layers with an activation, a code that is linear."""
 
-    def __init__(self, shape: tuple[int, ...], code: int, hidden: Sequence[int]) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        code: int,
+        hidden: Sequence[int],
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
         check_sizes(code=code, hidden=hidden)
-        super().__init__(nn.Flatten(), *layers([math.prod(shape), *hidden, code]))
+        super().__init__(nn.Flatten(), *layers([math.prod(shape), *hidden, code], activation))
 
 
 class DenseDecoder(nn.Sequential):
     """The encoder's mirror: codes `[N, code]` to rows `[N, *shape]`, linear."""
 
-    def __init__(self, shape: tuple[int, ...], code: int, hidden: Sequence[int]) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        code: int,
+        hidden: Sequence[int],
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
         check_sizes(code=code, hidden=hidden)
-        super().__init__(*layers([code, *reversed(hidden), math.prod(shape)]), nn.Unflatten(1, shape))
+        sizes = [code, *reversed(hidden), math.prod(shape)]
+        super().__init__(*layers(sizes, activation), nn.Unflatten(1, shape))
 
 
-def layers(sizes: Sequence[int]) -> list[nn.Module]:
-    """Linear layers of these sizes with ReLU between them."""
+def layers(sizes: Sequence[int], activation: type[nn.Module]) -> list[nn.Module]:
+    """Linear layers of these sizes with the activation between them."""
     modules: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
-        modules += [nn.Linear(inputs, outputs), nn.ReLU()]
+        modules += [nn.Linear(inputs, outputs), activation()]
     return modules[:-1]
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """Images `[N, C, H, W]` in [-1, 1] as rows in [0, 1], `[N, D]`; rows as they are."""
+    return (x.flatten(1) + 1) / 2 if x.dim() == 4 else x
+
+
+def from_unit(y: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `to_unit` for rows of the shape `[N, ...]`."""
+    return (2 * y - 1).view(shape) if len(shape) == 4 else y
 
 
 class SigmoidAutoencoder(nn.Module):
     """Layers of sigmoids with tied weights: the decoder has the encoder's weights, transposed.
 
-    It computes on `unit(x)`: images are flattened and brought from [-1, 1] to [0, 1], where the last sigmoid
-    of the decoder can reach them; rows stay as they are, and the decoder's last layer is then linear.
+    It rebuilds `to_unit(x)`: pixels on [0, 1], which the decoder's last sigmoid can reach, or rows as they are,
+    for which its last layer is linear.
 
     Args:
         shape: of one row.
@@ -55,8 +78,8 @@ class SigmoidAutoencoder(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], sizes: Sequence[int]) -> None:
         super().__init__()
-        check_sizes(sizes=sizes)
-        self.shape, self.on_unit = shape, len(shape) == 3
+        check_sizes(layers=sizes)
+        self.on_unit = len(shape) == 3
         pairs = list(pairwise([math.prod(shape), *sizes]))
         self.weights = nn.ParameterList(torch.empty(outputs, inputs) for inputs, outputs in pairs)
         self.up = nn.ParameterList(torch.empty(outputs) for _, outputs in pairs)
@@ -70,17 +93,9 @@ class SigmoidAutoencoder(nn.Module):
         for bias in [*self.up, *self.down]:
             nn.init.zeros_(bias)
 
-    def unit(self, x: Tensor) -> Tensor:
-        """Rows `[N, *shape]` as they are rebuilt, `[N, D]`."""
-        return (x.flatten(1) + 1) / 2 if self.on_unit else x
-
-    def rows(self, y: Tensor) -> Tensor:
-        """The inverse of `unit`: `[N, D]` as rows `[N, *shape]`."""
-        return (2 * y - 1).unflatten(1, self.shape) if self.on_unit else y
-
-    def encode(self, y: Tensor) -> Tensor:
-        """Codes `[N, code]` in (0, 1) of `unit(x)`."""
-        for weight, bias in zip(self.weights, self.up, strict=True):
+    def encode(self, y: Tensor, layers: int | None = None) -> Tensor:
+        """Codes in (0, 1) of rows `[N, D]`, `[N, code]`, or what the lowest `layers` layers make of them."""
+        for weight, bias in list(zip(self.weights, self.up, strict=True))[:layers]:
             y = torch.sigmoid(linear(y, weight, bias))
         return y
 
@@ -97,5 +112,5 @@ class SigmoidAutoencoder(nn.Module):
         return code.float()
 
     def forward(self, y: Tensor) -> Tensor:
-        """`unit(x)` rebuilt, `[N, D]`."""
+        """Rows `[N, D]` rebuilt."""
         return self.decode(self.encode(y))
