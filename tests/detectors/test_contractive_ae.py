@@ -115,5 +115,5 @@ def test_learning_tells_twos_from_other_digits(hidden):
 
 @pytest.mark.parametrize("settings", [{"lambda_": -1.0}, {"probes": 0}, {"code": 0}, {"hidden": (0,)}])
 def test_refusals(settings):
-    with pytest.raises(SettingError, match="model."):
+    with pytest.raises(SettingError, match=r"model\."):
         small(**settings)
