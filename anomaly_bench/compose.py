@@ -1,6 +1,6 @@
 """From settings to what one run is made of: data, split, trainer, detector, and the folder they end in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -78,6 +78,8 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     values = plain(settings)
     dataset = load_data(OmegaConf.to_yaml(settings.data, resolve=True))
     split = instantiate(settings.protocol).split(dataset, settings.seed)
+    if transductive(settings.model):
+        split = replace(split, train=split.test)
     # The best epoch cannot be told without looking at every one.
     eval_every = values["trainer"]["eval_every"] or int(values["evaluation"]["epoch"] == "best_test")
     trainer = Trainer(**values["trainer"] | {"eval_every": eval_every})
@@ -124,6 +126,14 @@ def check_targets(model: Any) -> None:
             raise SettingError(f"model._target_={value}: not a Detector of this or an installed package")
         elif lacking := sorted(found.__abstractmethods__):
             raise SettingError(f"model._target_={value}: it lacks {', '.join(lacking)}")
+
+
+def transductive(model: Any) -> bool:
+    """Whether a `model` config, or one inside it, is of a detector that is fitted to the rows it scores."""
+    if not isinstance(model, DictConfig):
+        return False
+    fitted = getattr(located(str(model.get("_target_"))), "transductive", False)
+    return fitted or any(transductive(value) for value in model.values())
 
 
 def located(target: str) -> Any:

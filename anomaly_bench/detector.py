@@ -52,7 +52,7 @@ class Detector(nn.Module, ABC):
     """A method of one paper. Given a shape and plain arguments; sees neither labels nor configs."""
 
     transductive: ClassVar[bool] = False
-    """True where the method is fitted to the very rows it scores; it then trains on the test rows."""
+    """True where the method can only score the rows it is fitted to: a run then trains it on the test rows."""
 
     @abstractmethod
     def stages(self, train: Rows) -> Iterator[Stage]:
