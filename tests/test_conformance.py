@@ -33,6 +33,10 @@ TOY = {
 
 OWN: dict[str, dict[str, object]] = {
     "f_anogan": {"epochs": 8},  # of several updates of the critic a step; more only costs time
+    "rda": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.01},
+    "rda_l1": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.1},
+    "sdae": {"layers": [40, 10], "epochs": 5, "tuning_epochs": 20},
+    "sparse_ae": {"code": 300, "beta": 0.1},  # of few units none can rest
     "ocsvm_ae": {"code": 64, "lr": 5e-4},  # codes of few entries, or pressed against -1 and 1, are all alike
 }
 """What else a model needs to find toys that lie on their side."""
