@@ -67,7 +67,7 @@ class RPCA(Detector):
             raise SettingError("trainer.device=mps: this model computes in float64, which mps lacks; use cpu")
         x = torch.cat([batch.x.flatten(1) for batch in train.in_order(512)]).double()
         self.mean = x.mean(0)
-        low, sparse, self.directions = pursue(
+        _low, sparse, self.directions = pursue(
             x - self.mean, self.lambda_ / math.sqrt(max(x.shape)), self.tolerance, self.iterations
         )
         keys = torch.cat([fingerprints(batch.x) for batch in train.in_order(512)])
