@@ -266,7 +266,10 @@ def shown(job: Job, detector: Detector, test: Rows, positions: np.ndarray) -> Sh
 
 def finish(job: Job, learned: Learned, training_scores: np.ndarray, numbers: dict[str, Any]) -> None:
     """Complete `run.json`, write `metrics.json`, and drop what only an unfinished run needs."""
-    done = {line.stage: {"name": line.name, "epochs_done": line.epoch} for line in learned.history}
+    done = {
+        line.stage: {"name": line.name, "epochs_done": line.epoch, "step": line.step}
+        for line in learned.history
+    }
     kept = record.read_json(job.folder / "run.json") | {
         "stages": list(done.values()),
         "epochs_done": len(learned.history),

@@ -58,6 +58,8 @@ class TrainerSettings:
     max_epochs: int | None = None
     eval_every: int = 0
     channels_last: bool = True
+    compile: str = "auto"
+    gemm: bool = True
 
 
 @dataclass

@@ -33,6 +33,7 @@ Build = Callable[[tuple[int, ...]], Detector]
 
 FULL = Trainer(device="cpu", precision="fp32")
 SHORT = Trainer(device="cpu", precision="fp32", max_epochs=2)
+RECORDED = Trainer(device="cpu", precision="fp32", max_epochs=2, compile="graph", gemm=False)
 SHORT_AND_SCORED = Trainer(device="cpu", precision="fp32", max_epochs=2, eval_every=1)
 
 TOLERANCE = 1e-5
@@ -257,6 +258,14 @@ def resumes_to_the_same_bits(case: Case) -> None:
             assert torch.equal(scores_of(resumed, case.test), scores), f"{when}: it scores otherwise"
 
 
+def replays_to_the_same_bits(case: Case) -> None:
+    """A step that is recorded once and replayed does what the step as it is written does."""
+    written, replayed = case.fresh(), case.fresh()
+    SHORT.learn(written, case.train, seed=0)
+    RECORDED.learn(replayed, case.train, seed=0)
+    assert_same_bits(replayed.state_dict(), kept_state(written), "recorded and replayed")
+
+
 def before_each_step(detector: Detector, call: Callable[[], None]) -> None:
     """Have `call` called before every step of every stage of this one detector."""
     stages = detector.stages
@@ -373,6 +382,7 @@ CHECKS = (
     beats_its_untrained_self,
     scoring_leaves_training_alone,
     resumes_to_the_same_bits,
+    replays_to_the_same_bits,
     loads_in_a_new_process,
     runs_or_refuses,
 )

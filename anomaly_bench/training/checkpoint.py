@@ -26,6 +26,7 @@ class Epoch:
         rows: training rows seen.
         seconds: of training, without evaluation.
         auroc: on the test rows, where epochs are evaluated. It has seen the test labels.
+        step: how its steps ran: `eager`, `graph` or `inductor`, and why if not as wanted.
     """
 
     stage: int
@@ -35,6 +36,7 @@ class Epoch:
     rows: int
     seconds: float
     auroc: float | None = None
+    step: str = "eager"
 
 
 @dataclass

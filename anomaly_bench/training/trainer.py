@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from anomaly_bench.detector import Detector, Rows, Stage
+from anomaly_bench.detector import Batch, Detector, Rows, Stage
 from anomaly_bench.errors import SettingError
+from anomaly_bench.training.capture import MODES, Prepared, prepared
 from anomaly_bench.training.checkpoint import (
     Checkpoint,
     Epoch,
@@ -41,6 +42,9 @@ class Trainer:
         max_epochs: no stage has more; null for no bound.
         eval_every: score the test rows after every so many epochs; 0 for never. Costs a scoring pass each.
         channels_last: keep images and convolutions in that memory format.
+        compile: `off` runs each step as it is written; `graph` records it once and replays that; `inductor`
+            compiles the record as one; `auto` chooses by how much there is to compute.
+        gemm: in recorded steps, compute convolutions as matrix products where that is faster.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class Trainer:
         max_epochs: int | None = None,
         eval_every: int = 0,
         channels_last: bool = True,
+        compile: str = "auto",
+        gemm: bool = True,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -61,6 +67,8 @@ class Trainer:
         ):
             if value is not None and value < least:
                 raise SettingError(f"trainer.{name}={value}: must be at least {least}")
+        if compile not in MODES:
+            raise SettingError(f"trainer.compile={compile}: allowed are {', '.join(MODES)}")
         if epoch_scale <= 0:
             raise SettingError(f"trainer.epoch_scale={epoch_scale}: must be above 0")
         self.device = pick_device(device)
@@ -70,6 +78,8 @@ class Trainer:
         self.max_epochs = max_epochs
         self.eval_every = eval_every
         self.channels_last = channels_last
+        self.compile = compile
+        self.gemm = gemm
 
     def place(self, detector: Detector) -> Detector:
         """The detector on the device, in the memory format."""
@@ -119,8 +129,11 @@ class Trainer:
         for number, stage in enumerate(walk):
             done = resumed(kept, number, detector, stage, train.device, order)
             detector.train()
+            if done >= self.epochs(stage):
+                continue
+            run = self.prepare(detector, stage, train)
             for epoch in range(done, self.epochs(stage)):
-                line = self.one_epoch(number, epoch + 1, stage, train, order)
+                line = self.one_epoch(number, epoch + 1, stage, run, train, order)
                 last = epoch + 1 == self.epochs(stage)
                 due = self.eval_every and (last or (epoch + 1) % self.eval_every == 0)
                 if evaluate is not None and due and stage.scorable:
@@ -133,7 +146,23 @@ class Trainer:
                     break
         return Learned(history, walk.seconds + sum(line.seconds for line in history))
 
-    def one_epoch(self, number: int, epoch: int, stage: Stage, train: Rows, order: torch.Generator) -> Epoch:
+    def prepare(self, detector: Detector, stage: Stage, train: Rows) -> Prepared:
+        """The step of a stage as `compile` has it."""
+        size = train.batch_size(self.batch_size or stage.batch_size)
+        index = torch.arange(size, device=train.device)
+        return prepared(
+            self.compile,
+            detector,
+            stage,
+            Batch(train.take(index), index),
+            train.steps(size) * self.epochs(stage),
+            lambda: autocast(train.device, self.precision),
+            self.gemm,
+        )
+
+    def one_epoch(
+        self, number: int, epoch: int, stage: Stage, run: Prepared, train: Rows, order: torch.Generator
+    ) -> Epoch:
         """Every training row once, in random order."""
         size = train.batch_size(self.batch_size or stage.batch_size)
         steps = train.steps(size)
@@ -144,8 +173,7 @@ class Trainer:
         unseen: list[Tensor] = []
         with tqdm(total=steps * size, desc=title, unit=" rows", disable=None, leave=False) as bar:
             for step, batch in enumerate(train.shuffled(size, order), 1):
-                with autocast(train.device, self.precision):
-                    losses = stage.step(batch)
+                losses = run.step(batch)
                 names = list(losses)
                 unseen.append(torch.stack([loss.float() for loss in losses.values()]))
                 if step % LOOK_EVERY == 0 or step == steps:
@@ -157,7 +185,8 @@ class Trainer:
                     unseen.clear()
         means = [] if totals is None else (totals / steps).tolist()
         losses = dict(zip(names, means, strict=True))
-        return Epoch(number, stage.name, epoch, losses, steps * size, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Epoch(number, stage.name, epoch, losses, steps * size, seconds, step=run.how)
 
 
 @dataclass(frozen=True)
