@@ -168,6 +168,7 @@ def scores_of(job: Job, detector: Detector, rows: Rows) -> np.ndarray:
         precision=job.trainer.precision,
         batch_size=job.evaluation["batch_size"],
         batch_statistics=job.evaluation["batch_norm"] == "batch",
+        fold=job.trainer.fold,
     )
     return scores.numpy()
 

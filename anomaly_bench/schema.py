@@ -60,6 +60,7 @@ class TrainerSettings:
     channels_last: bool = True
     compile: str = "auto"
     gemm: bool = True
+    fold: bool = True
 
 
 @dataclass

@@ -38,7 +38,15 @@ def score_files(folder: Path, files: Sequence[Path], device: str = "auto") -> pd
     for start in range(0, len(paths), BLOCK):
         x = decode_files(paths[start : start + BLOCK], shape, fit)
         rows = trained.trainer.rows(x, data["mean"], data["std"])
-        scores.append(score_rows(trained.detector, rows, precision=trained.trainer.precision, batch_size=256))
+        scores.append(
+            score_rows(
+                trained.detector,
+                rows,
+                precision=trained.trainer.precision,
+                batch_size=256,
+                fold=trained.trainer.fold,
+            )
+        )
     joined = torch.cat(scores).numpy()
     return pd.DataFrame(
         {

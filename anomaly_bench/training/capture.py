@@ -65,15 +65,15 @@ def prepared(
         batch: one like those to come.
         n_steps: of the whole stage.
         context: that the eager step runs in: autocast, or nothing.
-        gemm: let convolutions be matrix products where that is faster.
+        gemm: on a CPU, let weight gradients of strided convolutions be matrix products.
     """
 
     def eager(batch: Batch) -> dict[str, Tensor]:
         with context():
             return stage.step(batch)
 
-    small = batch.x.device.type != "cpu" or n_steps * len(batch.x) < ROWS_FROM
-    if mode == "off" or (mode == "auto" and small):
+    on_cpu = batch.x.device.type == "cpu"
+    if mode == "off" or (mode == "auto" and not (on_cpu and n_steps * len(batch.x) >= ROWS_FROM)):
         return Prepared(eager, "eager")
     try:
         operations, changed = rehearsed(eager, detector, stage, batch)
@@ -83,7 +83,7 @@ def prepared(
         if chosen == "off":
             return Prepared(eager, "eager")
         with undone(detector, stage):
-            run, names = as_one(eager, batch, chosen, STAND_INS if gemm else {})
+            run, names = as_one(eager, batch, chosen, STAND_INS if gemm and on_cpu else {})
     except Exception as error:  # what cannot be recorded, for whatever reason, can still be run
         reason = str(error).strip().partition("\n")[0][:200]
         if mode != "auto":

@@ -44,7 +44,8 @@ class Trainer:
         channels_last: keep images and convolutions in that memory format.
         compile: `off` runs each step as it is written; `graph` records it once and replays that; `inductor`
             compiles the record as one; `auto` chooses by how much there is to compute.
-        gemm: in recorded steps, compute convolutions as matrix products where that is faster.
+        gemm: in recorded steps, compute weight gradients of strided convolutions as matrix products.
+        fold: score with batch norm folded into the convolution before it.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Trainer:
         channels_last: bool = True,
         compile: str = "auto",
         gemm: bool = True,
+        fold: bool = True,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -80,6 +82,7 @@ class Trainer:
         self.channels_last = channels_last
         self.compile = compile
         self.gemm = gemm
+        self.fold = fold
 
     def place(self, detector: Detector) -> Detector:
         """The detector on the device, in the memory format."""
