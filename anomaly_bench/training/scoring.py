@@ -42,13 +42,7 @@ def evaluation(detector: Detector, device: torch.device, batch_statistics: bool 
 @contextmanager
 def folded(detector: Detector) -> Iterator[None]:
     """Inside, each convolution of a sequence does the work of the batch norm after it, for evaluation mode only."""
-    pairs = [
-        (sequence, number, layer, norm)
-        for sequence in detector.modules()
-        if isinstance(sequence, nn.Sequential)
-        for number, (layer, norm) in enumerate(pairwise(sequence))
-        if can_fold(layer, norm)
-    ]
+    pairs = list(pairs_to_fold(detector))
     for sequence, number, layer, norm in pairs:
         sequence[number] = fuse_conv_bn_eval(layer, norm, isinstance(layer, nn.ConvTranspose2d))
         sequence[number + 1] = nn.Identity()
@@ -59,11 +53,19 @@ def folded(detector: Detector) -> Iterator[None]:
             sequence[number], sequence[number + 1] = layer, norm
 
 
-def can_fold(layer: nn.Module, norm: nn.Module) -> bool:
-    """Whether `norm` with its running statistics can become part of the convolution `layer`."""
-    plain = isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1)
-    normed = isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
-    return plain and normed and not is_parametrized(layer)
+def pairs_to_fold(
+    detector: Detector,
+) -> Iterator[tuple[nn.Sequential, int, nn.Conv2d | nn.ConvTranspose2d, nn.BatchNorm2d]]:
+    """Each sequence and place in it where batch norm with running statistics follows a plain convolution."""
+    for sequence in detector.modules():
+        if not isinstance(sequence, nn.Sequential):
+            continue
+        for number, (layer, norm) in enumerate(pairwise(sequence)):
+            if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) or not isinstance(norm, nn.BatchNorm2d):
+                continue
+            grouped = isinstance(layer, nn.ConvTranspose2d) and layer.groups > 1
+            if not grouped and norm.running_mean is not None and not is_parametrized(layer):
+                yield sequence, number, layer, norm
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
