@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,12 +117,13 @@ def as_one(
 
 def rehearsed(eager: Step, detector: Detector, stage: Stage, batch: Batch) -> tuple[int, list[str]]:
     """Operations of one step, and the plain numbers that it changes; leaves everything as it was."""
-    before = plain_numbers(detector, stage.step)
+    before = plain_numbers(detector, stage)
     with undone(detector, stage), Operations() as counter:
         eager(batch)
-    after = plain_numbers(detector, stage.step)
-    changed = [name for name, value in after.items() if before.get(name) != value]
-    put_back(detector, stage.step, before)
+    after = plain_numbers(detector, stage)
+    changed = [name for name, (value, _) in after.items() if name not in before or before[name][0] != value]
+    for _, put_back in before.values():
+        put_back()
     return counter.total, changed
 
 
@@ -140,31 +142,34 @@ class Operations(TorchDispatchMode):
         return out
 
 
-def plain_numbers(detector: Detector, step: Step) -> dict[str, Any]:
-    """The numbers, texts and truth values that a step can see: of the detector, and in its closure."""
-    plain = (bool, int, float, str, type(None))
-    own = {name: value for name, value in vars(detector).items() if isinstance(value, plain)}
-    own.pop("training", None)
-    return own | {
-        f"{name} of its closure": value for name, value in closure(step).items() if isinstance(value, plain)
+def plain_numbers(detector: Detector, stage: Stage) -> dict[str, tuple[Any, Callable[[], None]]]:
+    """What a step can count with, by name: its value, and what puts that back.
+
+    These are numbers, texts and truth values of the detector, of the step's closure and of the optimisers'
+    settings. What a step keeps in a list of its own is not seen.
+    """
+    names = getattr(getattr(stage.step, "__code__", None), "co_freevars", ())
+    cells = dict(zip(names, getattr(stage.step, "__closure__", None) or (), strict=True))
+    places: dict[str, dict[str, Any]] = {"": vars(detector)}
+    places |= {
+        f" of group {number} of optimiser {which}": group
+        for which, optimizer in enumerate(stage.optimizers)
+        for number, group in enumerate(optimizer.param_groups)
     }
-
-
-def closure(step: Step) -> dict[str, Any]:
-    """The outer variables of a function, by name."""
-    names = getattr(getattr(step, "__code__", None), "co_freevars", ())
-    cells = getattr(step, "__closure__", None) or ()
-    return {name: cell.cell_contents for name, cell in zip(names, cells, strict=True)}
-
-
-def put_back(detector: Detector, step: Step, numbers: dict[str, Any]) -> None:
-    """Give the numbers that `plain_numbers` saw their values again."""
-    for name, value in numbers.items():
-        if not name.endswith(" of its closure") and vars(detector).get(name) != value:
-            vars(detector)[name] = value
-    for name, cell in zip(closure(step), getattr(step, "__closure__", None) or (), strict=True):
-        if (key := f"{name} of its closure") in numbers:
-            cell.cell_contents = numbers[key]
+    held = {
+        f"{name}{place}": (value, partial(values.__setitem__, name, value))
+        for place, values in places.items()
+        for name, value in values.items()
+        if name != "training"
+    } | {
+        f"{name} of its closure": (
+            cell.cell_contents,
+            partial(setattr, cell, "cell_contents", cell.cell_contents),
+        )
+        for name, cell in cells.items()
+    }
+    plain = (bool, int, float, str, tuple, type(None))
+    return {name: pair for name, pair in held.items() if isinstance(pair[0], plain)}
 
 
 @contextmanager

@@ -142,20 +142,21 @@ def test_auto_counts_the_operations_of_all_steps(monkeypatch: pytest.MonkeyPatch
     assert {line.step for line in history} == {"graph"}
 
 
-def test_numbers_of_a_closure_are_seen_and_put_back() -> None:
+def test_numbers_of_a_closure_and_of_an_optimiser_are_seen_and_put_back() -> None:
     count = 0
+    detector = dictated()
+    optimizer = adam(detector, lr=1.0)
 
     def step(batch: Batch) -> dict[str, Tensor]:
         nonlocal count
         count += 1
+        optimizer.param_groups[0]["lr"] /= 2
         return {}
 
-    detector = dictated()
-    before = capture.plain_numbers(detector, step)
-    step(Batch(torch.empty(0), torch.empty(0)))
-    assert capture.plain_numbers(detector, step) != before
-    capture.put_back(detector, step, before)
-    assert count == 0
+    stage = Stage("only", 1, step, (optimizer,))
+    operations, changed = capture.rehearsed(step, detector, stage, Batch(torch.empty(0), torch.empty(0)))
+    assert changed == ["lr of group 0 of optimiser 0", "count of its closure"]
+    assert (operations, count, optimizer.param_groups[0]["lr"]) == (0, 0, 1.0)
 
 
 @pytest.mark.slow
