@@ -39,7 +39,7 @@ def run(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Pa
 
     Args:
         settings: the composed config.
-        names: what was chosen of the groups `model`, `data`, `protocol` and `evaluation`.
+        names: what was chosen of the groups `model`, `data`, `protocol`, `evaluation` and, if it was, `experiment`.
         overrides: what the user typed.
 
     Raises:
@@ -75,6 +75,7 @@ def provenance(job: Job) -> dict[str, Any]:
         "model": job.names["model"],
         "data": job.names["data"],
         "protocol": job.names["protocol"],
+        "experiment": job.names.get("experiment"),
         "case": job.split.case,
         "class": None if index is None else job.dataset.class_names[index],
         "class_index": index,
@@ -125,6 +126,7 @@ def compute(job: Job) -> None:
     threshold = threshold_of(job, scores, anomalous, training_scores)
     classes = job.dataset.classes[job.split.test[order]]
     numbers = metrics.measure(scores, anomalous, threshold) | {
+        "auroc_interval": metrics.auroc_interval(scores, anomalous),
         "auroc_untrained": control,
         "per_class": metrics.per_class(scores, anomalous, classes, job.dataset.class_names),
         "train_seconds": learned.seconds,
