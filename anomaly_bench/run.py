@@ -48,6 +48,7 @@ def run(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Pa
     job = compose(settings, names, overrides)
     if (job.folder / "metrics.json").exists() and not settings.rerun:
         log.info("finished already: %s (rerun=true computes it again)", job.folder)
+        join(job)
         return job.folder
     begin(job)
     try:
@@ -66,6 +67,15 @@ def begin(job: Job) -> None:
     record.write_text(job.folder / "config.yaml", OmegaConf.to_yaml(job.settings, resolve=True))
     if not (job.folder / "run.json").exists():
         record.write_json(job.folder / "run.json", provenance(job))
+    join(job)
+
+
+def join(job: Job) -> None:
+    """Add the experiment that asks for this run to those it is part of, which `run.json` names."""
+    kept, name = record.read_json(job.folder / "run.json"), job.names.get("experiment")
+    names = kept.get("experiments") or []
+    if name and name not in names:
+        record.write_json(job.folder / "run.json", kept | {"experiments": [*names, name]})
 
 
 def provenance(job: Job) -> dict[str, Any]:
@@ -75,7 +85,6 @@ def provenance(job: Job) -> dict[str, Any]:
         "model": job.names["model"],
         "data": job.names["data"],
         "protocol": job.names["protocol"],
-        "experiment": job.names.get("experiment"),
         "case": job.split.case,
         "class": None if index is None else job.dataset.class_names[index],
         "class_index": index,

@@ -3,6 +3,8 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cache
 from itertools import chain
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -63,11 +65,12 @@ def paper_tables(records: Sequence[Record], experiment: str | None = None) -> li
     """A table for each of the papers' tables that an experiment names or that the records fit.
 
     A table of an experiment (the records', or `experiment`) has all that the paper has. A record without one
-    is compared where model, data and protocol are a table's and none of their settings was changed; then
-    only the methods that were run are shown, and neither times nor studies of settings. Records that differ in other settings make tables of their own.
+    is compared where model, data and protocol are a table's and none of their settings was changed; then only
+    the methods that were run are shown, and neither times nor studies of settings. Records that differ in
+    other settings make tables of their own.
     """
     kept = latest(records)
-    named = {experiment, *(record.run.get("experiment") for record in kept)}
+    named = {experiment} if experiment else {name for record in kept for name in _experiments(record)}
     by_table: dict[str, list[Printed]] = defaultdict(list)
     for row in printed():
         by_table[row.table].append(row)
@@ -89,15 +92,19 @@ def paper_tables(records: Sequence[Record], experiment: str | None = None) -> li
 
 
 def _fits(record: Record, rows: Sequence[Printed], experiment: str | None) -> bool:
-    """Whether a run is one of a paper's table: by the experiment that it is part of, or by its settings."""
+    """Whether a run is one of a paper's table: by the experiments that it is part of, or else by its settings."""
     run = record.run
-    named = run.get("experiment") or experiment
-    if named and named != rows[0].table:
+    names = [experiment] if experiment else _experiments(record)
+    if names and rows[0].table not in names:
         return False
-    if not named and any(_key(text).startswith(("model.", "data.", "protocol.")) for text in _changed(run)):
+    if not names and any(_key(text).startswith(("model.", "data.", "protocol.")) for text in _changed(run)):
         return False
     own = run["model"], run["data"], run["protocol"]
     return record.status == "finished" and any(own == (row.model, row.data, row.protocol) for row in rows)
+
+
+def _experiments(record: Record) -> list[str]:
+    return record.run.get("experiments") or []
 
 
 def _changed(run: dict[str, Any]) -> list[str]:
@@ -121,7 +128,7 @@ def _variant(run: dict[str, Any]) -> str:
 
 def _holds(record: Record, settings: str) -> bool:
     """Whether a run has these settings, such as `model.nz=32 model.w_con=50`."""
-    values = yaml.safe_load(record.config) if settings else {}
+    values = _values(record.config) if settings else {}
     for text in settings.split():
         path, _, wanted = text.partition("=")
         found: Any = values
@@ -130,6 +137,11 @@ def _holds(record: Record, settings: str) -> bool:
         if found != yaml.safe_load(wanted):
             return False
     return True
+
+
+@cache
+def _values(config: str) -> Any:
+    return yaml.safe_load(config)
 
 
 # ------------------------------------------------------------------------------ numbers
@@ -145,24 +157,20 @@ def _rows(theirs: Sequence[Printed], records: Sequence[Record], evaluations: Seq
         == (first.model, first.data, first.protocol)
         and _holds(record, first.settings)
     ]
-    by_evaluation = {
-        name: [record for record in own if _evaluation(record) == name] for name in evaluations
-    }
+    by_evaluation = {name: [record for record in own if _evaluation(record) == name] for name in evaluations}
     found = {name: _found(group, first.metric) for name, group in by_evaluation.items()}
     everything = {str(name) for record in own for name in record.run.get("data_classes") or []}
 
+    areas = first.metric == "auroc"
+    controls = {name: _found(group, "auroc_untrained") for name, group in by_evaluation.items() if areas}
+
     def row(printed: Printed, classes: Sequence[str], part: bool = False) -> Row:
-        intervals = {name: _interval(group, classes) for name, group in by_evaluation.items()}
-        controls = {
-            name: _found(group, "auroc_untrained" if first.metric == "auroc" else "")
-            for name, group in by_evaluation.items()
-        }
         return Row(
             printed,
             list(classes),
             {name: _number(found[name], classes) for name in evaluations},
-            {name: _number(controls[name], classes) for name in evaluations},
-            intervals if first.metric == "auroc" else dict.fromkeys(evaluations),
+            {name: _number(controls[name], classes) if areas else None for name in evaluations},
+            {name: _interval(by_evaluation[name], classes) if areas else None for name in evaluations},
             part,
         )
 
@@ -176,7 +184,9 @@ def _rows(theirs: Sequence[Printed], records: Sequence[Record], evaluations: Seq
         shared = [one for one in single if all(one.cls in classes for classes in given)]
         if len(shared) > 1:
             whole = len(shared) == len(single)
-            rows.append(row(mean if mean and whole else _mean(shared), [one.cls for one in shared], not whole))
+            rows.append(
+                row(mean if mean and whole else _mean(shared), [one.cls for one in shared], not whole)
+            )
     elif mean:
         rows.append(row(mean, sorted(everything)))
     return rows
@@ -185,9 +195,8 @@ def _rows(theirs: Sequence[Printed], records: Sequence[Record], evaluations: Seq
 def _mean(rows: Sequence[Printed]) -> Printed:
     """The mean over a paper's classes, with the standard error that independent classes give it."""
     error = math.sqrt(sum(row.standard_error**2 for row in rows)) / len(rows)
-    facts = {name: getattr(rows[0], name) for name in Printed.__dataclass_fields__}
-    numbers = {"value": fmean(row.value for row in rows), "std": math.nan, "se": error}
-    return Printed(**facts | numbers | {"cls": "mean", "low": math.nan, "high": math.nan})
+    value, nan = fmean(row.value for row in rows), math.nan
+    return replace(rows[0], cls="mean", value=value, std=nan, se=error, low=nan, high=nan)
 
 
 def _found(records: Iterable[Record], metric: str) -> Found:
@@ -277,7 +286,8 @@ def _table(theirs: Sequence[Printed], records: Sequence[Record], variant: str) -
         headers += [name, "n", "difference", "untrained"][: 4 if controlled else 3]
     metrics = {NAMES.get(one.metric, one.metric) for one in theirs}
     title = f"{theirs[0].table}: {metrics.pop() if len(metrics) == 1 else 'ours'} beside the paper's"
-    title += (f", {variant}" if variant else "") + (", SYNTHETIC DATA" if drawn else "")
+    title += f", {variant if len(variant) < 40 else 'other settings'}" if variant else ""
+    title += ", SYNTHETIC DATA" if drawn else ""
     cells = [_cell(row, name, records, variant, drawn) for row in rows for name in evaluations]
     notes = _notes(rows, records, evaluations, variant, drawn)
     return Table(theirs[0].table, title, headers, len(kept), texts, notes, cells)
@@ -308,7 +318,9 @@ def _ours(row: Row, evaluation: str, drawn: bool) -> list[str]:
     elif interval is not None:
         text += f" [{interval[0]:.3f}, {interval[1]:.3f}]"
     mark = f" {REACHED}" if _marked(row.theirs, drawn) and _reached(ours, row.theirs) else ""
-    difference = ("+" if ours.mean >= row.theirs.value else "") + _digits(ours.mean - row.theirs.value, metric)
+    difference = ("+" if ours.mean >= row.theirs.value else "") + _digits(
+        ours.mean - row.theirs.value, metric
+    )
     return [text, str(ours.n), difference + mark, f"{control.mean:.3f}" if control else ""]
 
 
@@ -344,7 +356,7 @@ def _cell(row: Row, evaluation: str, records: Sequence[Record], variant: str, dr
         "std": ours.std if ours else math.nan,
         "untrained_mean": control.mean if control else math.nan,
         "difference": ours.mean - theirs.value if ours else math.nan,
-        "reached": _reached(ours, theirs) if ours and _marked(theirs, drawn) else "",
+        "reached": _reached(ours, theirs) if ours and _marked(theirs, drawn) else None,
     }
 
 
@@ -356,7 +368,9 @@ def _notes(
 ) -> list[str]:
     notes = [_differs(rows, records, evaluations, variant)]
     if drawn:
-        notes.append("SYNTHETIC data, drawn by a program: nothing here can reach or miss the paper's numbers.")
+        notes.append(
+            "SYNTHETIC data, drawn by a program: nothing here can reach or miss the paper's numbers."
+        )
     elif all(row.theirs.metric == TIME for row in rows):
         notes.append("Times are of different machines; nothing is marked as reached.")
     elif records:
@@ -364,7 +378,9 @@ def _notes(
     if any(row.part for row in rows):
         notes.append("†: the mean, the paper's too, is over the classes that were run.")
     if any(found is not None for row in rows for found in row.interval.values()):
-        notes.append("[ ] of ours: 95 % bootstrap interval over the test rows of a single run; no seeds are in it.")
+        notes.append(
+            "[ ] of ours: 95 % bootstrap interval over the test rows of a single run; no seeds are in it."
+        )
     return [*notes, *_sources(rows)]
 
 
@@ -409,7 +425,9 @@ def _unknown(rows: Sequence[Row]) -> str:
     sides = [side for side, absent in lacking.items() if absent]
     told = f"Where it is not known, {' and '.join(sides)}, it counts as none. " if sides else ""
     if any(not math.isnan(row.theirs.low) for row in rows):
-        told += "Where the paper draws a bar [low, high], its lower end counts in place of its number and noise."
+        told += (
+            "Where the paper draws a bar [low, high], its lower end counts in place of its number and noise."
+        )
     return told.strip()
 
 

@@ -17,12 +17,12 @@ anomalies, or `any` where it makes no difference |
 | `note` | what else one must know |
 """
 
+import csv
 import math
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-
-import pandas as pd
+from typing import Any
 
 FOLDER = Path(__file__).parent / "papers"
 
@@ -67,10 +67,14 @@ NUMBERS = [field.name for field in fields(Printed) if field.type is float]
 @cache
 def printed() -> tuple[Printed, ...]:
     """Every number of every paper, in the order of the files."""
-    kinds = {{"cls": "class"}.get(field.name, field.name): field.type for field in fields(Printed)}
     rows: list[Printed] = []
     for path in sorted(FOLDER.glob("*.csv")):
-        frame = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=dict.fromkeys(NUMBERS, ""))
-        lines = frame.rename(columns={"class": "cls"}).to_dict("records")
-        rows += [Printed(paper=path.stem, **{str(key): value for key, value in line.items()}) for line in lines]
+        with path.open(encoding="utf-8", newline="") as lines:
+            rows += [_read(path.stem, line) for line in csv.DictReader(lines)]
     return tuple(rows)
+
+
+def _read(paper: str, line: dict[str, str]) -> Printed:
+    facts: dict[str, Any] = {"cls" if name == "class" else name: text for name, text in line.items()}
+    facts |= {name: float(facts[name] or "nan") for name in NUMBERS}
+    return Printed(paper=paper, **facts)

@@ -12,6 +12,7 @@ from anomaly_bench.record import Record, read_records, safe_name, write_csv, wri
 from anomaly_bench.report import formats
 from anomaly_bench.report.beside import CELL as PRINTED
 from anomaly_bench.report.beside import paper_tables
+from anomaly_bench.report.comparison import comparison_table
 from anomaly_bench.report.figures import class_heat_map
 from anomaly_bench.report.formats import Table
 from anomaly_bench.report.notes import failure, notes, synthetic
@@ -67,13 +68,21 @@ def text_of(records: Sequence[Record], experiment: str | None = None) -> str:
 
 
 def make_tables(records: Sequence[Record]) -> list[Table]:
-    """One table for each data set and protocol, and one without rows for the runs that fit in none."""
+    """One table for each data set and protocol, and one without rows for the runs that fit in none.
+
+    Where a table has several methods, a comparison of them follows it.
+    """
 
     def key(record: Record) -> tuple[str, str]:
         return record.run["data"], record.run["protocol"]
 
     kept = sorted(latest(records), key=key)
-    tables = [_table(*names, list(group)) for names, group in groupby(kept, key)]
+    tables = []
+    for names, group in groupby(kept, key):
+        own = list(group)
+        tables.append(_table(*names, own))
+        if compared := comparison_table("-".join(names), results(own)):
+            tables.append(compared)
     if left_out := [_left_out(record) for record in records if record not in kept]:
         tables.append(Table("others", "Runs in no table", [], 0, [], left_out, []))
     return tables
