@@ -23,6 +23,7 @@ METRICS = (
     *(
         "auroc",
         "auroc_untrained",
+        "auroc_interval",
         "aupr_in",
         "aupr_out",
         "average_precision",
