@@ -65,7 +65,7 @@ def test_what_was_not_run_says_so():
         ([0.7714], False),
         ([0.7716], True),  # 0.772 at three decimals
         ([0.70, 0.80], True),  # 0.75 and two standard errors of 0.05
-        ([0.745, 0.755], False),  # two of 0.005
+        ([0.7594, 0.7666], False),  # 0.763 and two of 0.0036; with deviations in their place it would be
         ([0.99], True),
     ],
 )
