@@ -116,6 +116,8 @@ def task(settings: Any, outcome: dict[str, BaseException]) -> None:
     names = {
         group: str(hydra.runtime.choices[group]) for group in ("model", "data", "protocol", "evaluation")
     }
+    if experiment := hydra.runtime.choices.get("experiment"):
+        names["experiment"] = str(experiment)
     overrides = list(hydra.overrides.task)
     alone = hydra.mode != RunMode.MULTIRUN
     note: dict[str, Any] = {"overrides": overrides}
@@ -172,7 +174,7 @@ class SweepTable:
         notes = [json.loads(path.read_text()) for path in notes_of_sweep(config.runs_dir).glob("*.json")]
         records = [found for note in notes if "folder" in note for found in read_records(note["folder"])]
         if records:
-            print(text_of(records))
+            print(text_of(records, config.hydra.runtime.choices.get("experiment")))
         failed = [note for note in notes if "error" in note]
         for note in failed:
             print(f"failed: {' '.join(note['overrides'])}: {note['error']}")
@@ -302,14 +304,14 @@ def list_choices(arguments: list[str]) -> int:
         if given.what is None:
             print(title)
         for path in choices:
-            print(f"  {path.stem:<22}{headline(path)}")
+            print(f"  {path.stem:<26}{headline(path)}")
     return 0
 
 
 def headline(path: Path) -> str:
-    """The first comment of a config, which says what it is."""
+    """The first comment of a config, which says what it is; Hydra's own `# @package` stands above it."""
     with path.open(encoding="utf-8") as lines:
-        return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("# ")), "")
+        return next((line.lstrip("# ").rstrip() for line in lines if re.match("# [^@]", line)), "")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from anomaly_bench.protocols import Split
 from anomaly_bench.rows import Rows
 from anomaly_bench.training.trainer import Trainer
 
-NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "data", "trainer")
+NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "point", "data", "trainer")
 """Settings that cannot change the numbers, that stand in the run's name, or are hashed by what they come to."""
 
 
@@ -30,7 +30,7 @@ class Job:
 
     Attributes:
         settings: the composed config, and `values` the same as plain values.
-        names: what was chosen of the groups `model`, `data`, `protocol` and `evaluation`.
+        names: what was chosen of the groups `model`, `data`, `protocol`, `evaluation` and, if it was, `experiment`.
         overrides: what the user typed.
         settings_hash: of every setting that can change the numbers, but for class and seed.
     """

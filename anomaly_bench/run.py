@@ -39,7 +39,7 @@ def run(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Pa
 
     Args:
         settings: the composed config.
-        names: what was chosen of the groups `model`, `data`, `protocol` and `evaluation`.
+        names: what was chosen of the groups `model`, `data`, `protocol`, `evaluation` and, if it was, `experiment`.
         overrides: what the user typed.
 
     Raises:
@@ -48,6 +48,7 @@ def run(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Pa
     job = compose(settings, names, overrides)
     if (job.folder / "metrics.json").exists() and not settings.rerun:
         log.info("finished already: %s (rerun=true computes it again)", job.folder)
+        join(job)
         return job.folder
     begin(job)
     try:
@@ -66,6 +67,15 @@ def begin(job: Job) -> None:
     record.write_text(job.folder / "config.yaml", OmegaConf.to_yaml(job.settings, resolve=True))
     if not (job.folder / "run.json").exists():
         record.write_json(job.folder / "run.json", provenance(job))
+    join(job)
+
+
+def join(job: Job) -> None:
+    """Add the experiment that asks for this run to those it is part of, which `run.json` names."""
+    kept, name = record.read_json(job.folder / "run.json"), job.names.get("experiment")
+    names = kept.get("experiments") or []
+    if name and name not in names:
+        record.write_json(job.folder / "run.json", kept | {"experiments": [*names, name]})
 
 
 def provenance(job: Job) -> dict[str, Any]:
@@ -125,6 +135,7 @@ def compute(job: Job) -> None:
     threshold = threshold_of(job, scores, anomalous, training_scores)
     classes = job.dataset.classes[job.split.test[order]]
     numbers = metrics.measure(scores, anomalous, threshold) | {
+        "auroc_interval": metrics.auroc_interval(scores, anomalous),
         "auroc_untrained": control,
         "per_class": metrics.per_class(scores, anomalous, classes, job.dataset.class_names),
         "train_seconds": learned.seconds,

@@ -75,5 +75,6 @@ class Settings:
     abnormal_class: int | str = 0
     normal_class: int | str = 0
     seed: int = 0
+    point: Any = None
     runs_dir: str = "runs"
     rerun: bool = False

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ METRICS = (
     *(
         "auroc",
         "auroc_untrained",
+        "auroc_interval",
         "aupr_in",
         "aupr_out",
         "average_precision",
@@ -310,3 +312,30 @@ def test_killed_in_the_middle_the_same_command_resumes_to_the_same_bits(tmp_path
     timed = ["seconds"]
     a, b = (pd.read_csv(run / "losses.csv").drop(columns=timed) for run in (killed, whole))
     pd.testing.assert_frame_equal(a, b)
+
+
+def test_an_experiment_ends_with_the_papers_table_and_takes_in_what_was_run_before(bench, tmp_path):
+    digit_folders(tmp_path / "uba")
+    small = [
+        "data=uba",
+        "data.root=uba",
+        "data.image_size=16",
+        "model.ngf=4",
+        "model.ndf=4",
+        "model.epochs=1",
+    ]
+    assert bench("model=ganomaly", *small)[0] == 0
+    before = only_run()
+    assert "experiments" not in read(before / "run.json")
+    code, out, err = bench("experiment=ganomaly_xray", *small, "seed=0")
+    assert code == 0
+    assert "finished already" in err
+    assert read(before / "run.json")["experiments"] == ["ganomaly_xray"]
+    auroc = read(before / "metrics.json")["auroc"]
+    assert "ganomaly_xray: AUROC beside the paper's" in out
+    assert re.search(rf"overall +0\.643 +{auroc:.3f}", out)
+    assert "settings data.image_size=16" in out
+    _, again, _ = bench("report")
+    assert "ganomaly_xray: AUROC beside the paper's" in again
+    low, high = read(before / "metrics.json")["auroc_interval"]
+    assert low <= auroc <= high

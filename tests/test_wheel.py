@@ -54,11 +54,14 @@ def installed(wheel, tmp_path_factory):
     return run
 
 
-def test_the_wheel_holds_every_config(wheel):
+def test_the_wheel_holds_every_config_and_the_papers_numbers(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     there = {f"anomaly_bench/{path.relative_to(CHECKOUT)}" for path in CHECKOUT.glob("configs/**/*.yaml")}
     assert len(there) > 20
     assert there <= set(names)
+    papers = {str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("anomaly_bench/report/papers/*.csv")}
+    assert len(papers) > 20
+    assert papers <= set(names)
     assert not [name for name in names if name.split("/")[0] in ("tests", "data", "scripts")]
 
 
