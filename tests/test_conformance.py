@@ -28,6 +28,8 @@ TOY = {
     "ndf": 4,
     "descent_steps": 30,
     "z_lr": 0.05,
+    "hidden": 32,
+    "ema_decay": 0.9,
 }
 """Stands in for these keys of any model's config, at any depth."""
 
