@@ -30,6 +30,9 @@ TOY = {
     "z_lr": 0.05,
     "hidden": 32,
     "ema_decay": 0.9,
+    "d_lr": 2e-3,
+    "g_lr": 2e-3,
+    "pretrain": 2,
 }
 """Stands in for these keys of any model's config, at any depth."""
 

@@ -192,9 +192,7 @@ def normalise(network: nn.Module) -> None:
             with_spectral_norm(module)
 
 
-def image_networks(
-    shape: tuple[int, ...], nz: int, width: int, d_zz: Sequence[int], concat: str
-) -> Networks:
+def image_networks(shape: tuple[int, ...], nz: int, width: int, d_zz: Sequence[int], concat: str) -> Networks:
     """The networks of the paper's CIFAR-10 and SVHN experiments; other sizes have more or fewer halvings."""
     nc, size = check_dcgan_shape(shape)
     widths = [width << stage for stage in range((size // 4).bit_length() - 1)]

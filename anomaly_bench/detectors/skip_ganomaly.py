@@ -27,6 +27,7 @@ All follows the official code, of which:
 
 import copy
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class UNet(nn.Module):
         last = nn.ConvTranspose2d(2 * ngf, nc, 4, 2, 1)
         nn.init.zeros_(last.get_parameter("bias"))
         up: list[nn.Module] = [nn.Sequential(nn.ReLU(), last, nn.Tanh())]
-        for level, (outer, inner) in enumerate(zip(widths, widths[1:], strict=False), 2):
+        for level, (outer, inner) in enumerate(pairwise(widths), 2):
             innermost = level == len(widths)
             norm = nn.Identity() if innermost else nn.BatchNorm2d(inner)
             down.append(nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(outer, inner, 4, 2, 1, bias=False), norm))
