@@ -60,6 +60,19 @@ def pixel_rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1)
 
 
+def check_multiple(shape: tuple[int, ...], step: int) -> tuple[int, int, int]:
+    """`shape` of images `(C, H, W)` whose sides are multiples of `step`; anything else is a SettingError."""
+    if len(shape) != 3:
+        raise SettingError(f"model: a convolutional network needs images, found rows of shape {shape}")
+    channels, height, width = shape
+    if height % step or width % step:
+        raise SettingError(
+            f"data.image_size: found images of {height} x {width}; this network takes sides that are "
+            f"multiples of {step} (nearest: {max(step, step * round(height / step))})"
+        )
+    return channels, height, width
+
+
 class Encoder(nn.Module):
     """Strided convolutions from `[N, nc, size, size]` down to 4 x 4, then one over all of it.
 
