@@ -130,7 +130,7 @@ class AAE(Detector):
         yield Stage("aae", self.epochs - self.warmup_epochs, later_step, (a, d, e), self.batch_size)
 
     def autoencoder_losses(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean Euclidean distance of images `[B, C, S, S]` to their reconstructions, and mean squared one of the codes."""
+        """Mean distance of images `[B, C, S, S]` to their reconstructions, and mean squared one of the codes."""
         z = self.encode(x)
         rebuilt = self.generate(z)
         error = ((x - rebuilt).float().square().flatten(1).sum(1) + 1e-8).sqrt().mean()

@@ -30,6 +30,7 @@ where D is sure of itself.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class Refiner(nn.Sequential):
         channels, *sides = shape
         filters = [channels, 2 * width, 4 * width, 8 * width]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(filters, filters[1:], strict=False):
+        for inputs, outputs in pairwise(filters):
             layers += [
                 nn.Conv2d(inputs, outputs, 5, 2, 2),
                 nn.BatchNorm2d(outputs),
@@ -70,10 +71,11 @@ class Refiner(nn.Sequential):
         super().__init__(*layers)
 
 
-class Discriminator(nn.Sequential):
+class Discriminator(nn.Module):
     """D: logits `[N]` of being real, of images `[N, C, H, W]`, by four 5 x 5 stride-2 stages."""
 
     def __init__(self, shape: tuple[int, ...], width: int) -> None:
+        super().__init__()
         channels, height, breadth = shape
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 5, 2, 2), nn.LeakyReLU(0.2, inplace=True)]
         for inputs in (width, 2 * width, 4 * width):
@@ -83,7 +85,12 @@ class Discriminator(nn.Sequential):
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         whole = (halved(height, 4), halved(breadth, 4))
-        super().__init__(*layers, nn.Conv2d(8 * width, 1, whole), nn.Flatten(0))
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Conv2d(8 * width, 1, whole)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images."""
+        return self.head(self.features(x)).flatten()
 
 
 class ALOCC(Detector):
@@ -173,8 +180,8 @@ class ALOCC(Detector):
         """Score, absolute residual map, refined image, and the discriminator's last features of it."""
         refined = self.refine(unit(x))
         judged = refined if self.refined else unit(x)
-        features = self.discriminate[:-2](judged)
-        score = -self.discriminate[-2:](features).float()
+        features = self.discriminate.features(judged)
+        score = -self.discriminate.head(features).flatten().float()
         reconstruction = 2 * refined - 1
         residual = (x - reconstruction).float().abs().mean(1)
         return Explanation(score, residual, reconstruction, features.flatten(1))

@@ -73,10 +73,11 @@ class Generator(nn.Sequential):
         )
 
 
-class Discriminator(nn.Sequential):
+class Discriminator(nn.Module):
     """D: logits `[N]` of not being real, of images `[N, C, H, W]`, by four 5 x 5 stride-2 stages."""
 
     def __init__(self, shape: tuple[int, ...], width: int) -> None:
+        super().__init__()
         channels, height, breadth = shape
         layers: list[nn.Module] = []
         for inputs, outputs in ((channels, width), (width, 2 * width), (2 * width, 4 * width)):
@@ -87,7 +88,12 @@ class Discriminator(nn.Sequential):
             ]
         layers += [nn.Conv2d(4 * width, 8 * width, 5, 2, 2), nn.ReLU(inplace=True), nn.Flatten()]
         pixels = math.ceil(height / 16) * math.ceil(breadth / 16)
-        super().__init__(*layers, nn.Linear(8 * width * pixels, 1), nn.Flatten(0))
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(8 * width * pixels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images."""
+        return self.head(self.features(x)).flatten()
 
 
 class OGNet(Detector):
@@ -204,8 +210,8 @@ class OGNet(Detector):
     def explain(self, x: Tensor) -> Explanation:
         """Score, absolute residual map, reconstruction, and the discriminator's last features of it."""
         rebuilt = self.rebuild(x)
-        features = self.discriminate[:-2](rebuilt)
-        score = self.discriminate[-2:](features).float()
+        features = self.discriminate.features(rebuilt)
+        score = self.discriminate.head(features).flatten().float()
         return Explanation(score, (x - rebuilt).float().abs().mean(1), rebuilt, features)
 
 
