@@ -32,7 +32,18 @@ TOY = {
 """Stands in for these keys of any model's config, at any depth."""
 
 OWN: dict[str, dict[str, object]] = {
+    "aae": {"epochs": 8},
+    "adgan": {"generator_steps": 80, "n_seeds": 2, "descent_steps": 4, "z_lr": 0.25},
+    "alocc": {
+        "lr": 3e-4,
+        "refiner_steps": 1,
+        "score": "plain",
+    },  # with few steps, R wins against D and spoils it
+    "constrained_aae": {"epochs": 8, "n_critic": 1, "warmup": 2, "warmup_epochs": 1, "batch_size": 24},
     "f_anogan": {"epochs": 8},  # of several updates of the critic a step; more only costs time
+    "ognet": {"epochs": 3, "finetune_steps": 20, "lr_d": 1e-3},
+    "positive_sample": {"augment": False, "nz": 32},
+    "wgan_anogan": {"epochs": 8, "n_critic": 2},
     "ocsvm_ae": {"code": 64, "lr": 5e-4},  # codes of few entries, or pressed against -1 and 1, are all alike
 }
 """What else a model needs to find toys that lie on their side."""

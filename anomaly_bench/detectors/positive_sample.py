@@ -150,7 +150,7 @@ class PositiveSample(Detector):
         middles = torch.arange(size, device=x.device) + 0.5
         inside = (middles >= starts[..., None]) & (middles < (starts + sides)[..., None])  # [B, blocks, 2, S]
         painted = inside[:, :, 0, :, None] & inside[:, :, 1, None, :]
-        exists = draw[..., 4] * blocks < torch.arange(blocks, 0, -1, device=x.device)  # the first always
+        exists = draw[:, :1, 4] * blocks < torch.arange(blocks, 0, -1, device=x.device)  # the first always
         painted = painted & exists[..., None, None]
         for block in range(blocks):
             values = 2 * draw[:, block, 5:, None, None] - 1
