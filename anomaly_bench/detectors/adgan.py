@@ -177,7 +177,7 @@ def generated_by_each(generate: nn.Sequential, copies: dict[str, Tensor], z: Ten
         generate: has the layers, and the statistics of batch norm.
         copies: its parameters by name, those of all copies stacked, `[M, ...]`.
     """
-    x, copy_count = z, len(z)
+    x, copy_count, statistics = z, len(z), dict(generate.named_buffers())
     for number, layer in generate.named_children():
         weight, bias = copies.get(f"{number}.weight"), copies.get(f"{number}.bias")
         match layer, weight, bias:
@@ -195,8 +195,8 @@ def generated_by_each(generate: nn.Sequential, copies: dict[str, Tensor], z: Ten
                 )
                 x = together.view(copy_count, -1, *together.shape[2:])
             case nn.BatchNorm1d() | nn.BatchNorm2d(), Tensor(), Tensor():
-                scale = weight * (layer.running_var + layer.eps).rsqrt()
-                shift = bias - layer.running_mean * scale
+                scale = weight * (statistics[f"{number}.running_var"] + layer.eps).rsqrt()
+                shift = bias - statistics[f"{number}.running_mean"] * scale
                 each = (copy_count, -1, *[1] * (x.dim() - 2))
                 x = x * scale.view(each) + shift.view(each)
             case _:

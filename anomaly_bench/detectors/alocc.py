@@ -51,7 +51,7 @@ class Refiner(nn.Sequential):
     """R: images `[N, C, H, W]` to refined ones on (0, 1), by three 5 x 5 stride-2 stages and their mirror."""
 
     def __init__(self, shape: tuple[int, ...], width: int) -> None:
-        channels, *sides = shape
+        channels, height, breadth = shape
         filters = [channels, 2 * width, 4 * width, 8 * width]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(filters):
@@ -65,8 +65,9 @@ class Refiner(nn.Sequential):
             (2 * width, width, 1),
             (width, channels, 0),
         ):
-            odd = tuple((halved(side, times) + 1) % 2 for side in sides)  # of the two sides that halve alike
-            layers += [nn.ConvTranspose2d(inputs, outputs, 5, 2, 2, output_padding=odd)]
+            # Sides 2 n and 2 n - 1 both halve to n; one pixel more gives back the even one.
+            more = (1 - halved(height, times) % 2, 1 - halved(breadth, times) % 2)
+            layers += [nn.ConvTranspose2d(inputs, outputs, 5, 2, 2, output_padding=more)]
             layers += [nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)] if times else [nn.Sigmoid()]
         super().__init__(*layers)
 

@@ -174,3 +174,9 @@ def test_scores_are_high_where_the_discriminator_says_fake() -> None:
 def test_refusals(settings: dict, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         small(**settings)
+
+
+def test_learns_digits() -> None:
+    detector = small((1, 20, 20), width=4, batch_size=24, epochs=5, finetune_steps=12, lr_d=1e-3)
+    untrained, trained = auroc_before_and_after(detector, 20)
+    assert trained > max(0.7, untrained + 0.1)
