@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "protocols": {"data", "errors"},
     "networks": {"networks", "errors"},
     "detector": {"rows", "errors"},
-    "detectors": {"rows", "detector", "losses", "networks", "errors"},
+    "wgan": {"detector", "losses"},
+    "detectors": {"rows", "detector", "losses", "networks", "wgan", "errors"},
     "training": {"training", "detector", "rows", "record", "errors"},
     "report": {"report", "record", "metrics", "errors"},
 }
