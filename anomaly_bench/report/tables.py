@@ -8,18 +8,19 @@ from pathlib import Path
 import pandas as pd
 
 from anomaly_bench.errors import SettingError
-from anomaly_bench.record import Record, read_records, safe_name, write_csv, write_text
+from anomaly_bench.record import Record, read_records, write_csv, write_text
 from anomaly_bench.report import formats
-from anomaly_bench.report.figures import class_heat_map
 from anomaly_bench.report.formats import Table
 from anomaly_bench.report.notes import failure, notes, synthetic
+from anomaly_bench.report.page import write_page
+from anomaly_bench.report.pictures import draw_report
 from anomaly_bench.report.results import CELL, ROW, Line, latest, results, span, tidy
 
 ABSENT = "–"
 
 
 def write_report(runs_dir: Path | str, out: Path | str | None = None) -> str:
-    """Write `table.csv`, `table.md`, `table.tex` and `figures/` of all runs; gives back the text to print.
+    """Write tables (CSV, Markdown, LaTeX), `figures/` and `index.html` of all runs; gives back the text to print.
 
     Args:
         runs_dir: folder with the runs' folders, at any depth.
@@ -37,9 +38,7 @@ def write_report(runs_dir: Path | str, out: Path | str | None = None) -> str:
     write_csv(folder / "table.csv", pd.DataFrame(cells, columns=list(CELL)))
     write_text(folder / "table.md", "\n".join(map(formats.markdown, tables)))
     write_text(folder / "table.tex", formats.LATEX_HEAD + "\n".join(map(formats.latex, tables)))
-    for table in tables:
-        if len({cell["class"] for cell in table.cells}) > 1:
-            class_heat_map(folder / "figures" / f"{safe_name(table.name)}.png", table.cells, table.title)
+    write_page(folder, tables, records, draw_report(folder / "figures", records))
     return "\n\n".join([*map(formats.text, tables), f"Written to {folder}"])
 
 
