@@ -65,7 +65,7 @@ def class_heat_map(path: Path, cells: Sequence[Line], title: str) -> None:
         axes.tick_params(length=0)
         axes.grid(False)
         axes.spines[:].set_visible(False)
-        axes.figure.colorbar(picture, ax=axes, label="AUROC", extend="min")
+        axes.figure.colorbar(picture, ax=axes, label="AUROC", extend="min", aspect=6 * size[1])
 
 
 def roc_bands(path: Path, curves: Curves, title: str) -> None:
@@ -186,17 +186,18 @@ def critical_difference(
     half = -(-len(names) // 2)
     bars = cliques([ranks[name] for name in names], difference)
     low, high = 1, max(len(names), 2)
+    margin, end = 0.05 * (high - low), max(high, low + difference)
     first = 0.5 + 0.28 * len(bars)
     depth = first + 0.4 * half
-    with drawn(path, title, 1, 1, (8.4, 1.6 + 0.36 * depth / 0.4 * 0.5 + 0.1 * half)) as (axes,):
-        axes.set(xlim=(low - 0.05 * (high - low), high + 0.05 * (high - low)), ylim=(depth, -1.1))
+    with drawn(path, title, 1, 1, (8.4, 1.3 + 0.5 * depth)) as (axes,):
+        axes.set(xlim=(low - margin, end + margin), ylim=(depth, -1.3))
         axes.set_axis_off()
         axes.plot([low, high], [0, 0], color="black", linewidth=1)
         for rank in range(low, high + 1):
             axes.plot([rank, rank], [0, -0.12], color="black", linewidth=1)
             axes.text(rank, -0.2, str(rank), ha="center", va="bottom")
-        axes.plot([low, low + difference], [-0.85, -0.85], color="black", linewidth=1, marker="|")
-        axes.text(low + difference, -0.85, f"  critical difference {difference:.2f}, n = {n}", va="center")
+        axes.plot([low, low + difference], [-0.75, -0.75], color="black", linewidth=1, marker="|")
+        axes.text(low, -0.9, f"critical difference {difference:.2f}, n = {n}", va="bottom")
         for number, name in enumerate(names):
             left = number < half
             y = first + 0.4 * (number if left else len(names) - 1 - number)
@@ -206,9 +207,15 @@ def critical_difference(
                 f"{short(name, 30)}  {ranks[name]:.2f} " if left else f" {ranks[name]:.2f}  {short(name, 30)}"
             )
             axes.text(edge, y, text, ha="right" if left else "left", va="center")
-        for number, (start, end) in enumerate(bars):
+        for number, (best, worst) in enumerate(bars):
             y = 0.25 + 0.28 * number
-            axes.plot([start - 0.03, end + 0.03], [y, y], color="black", linewidth=3.5, solid_capstyle="butt")
+            axes.plot(
+                [best - margin / 9, worst + margin / 9],
+                [y, y],
+                color="black",
+                linewidth=3.5,
+                solid_capstyle="butt",
+            )
 
 
 def cliques(ranks: Sequence[float], difference: float) -> list[tuple[float, float]]:

@@ -69,6 +69,7 @@ def write_page(
         ),
         style=Markup(style),
         script=Markup(script),
+        newline=Markup("\n"),
         most=MOST_LISTED,
         total=len(records),
         counts=", ".join(f"{len(some)} {status}" for status, some in counts.items() if some),
@@ -168,8 +169,7 @@ def _runs(folder: Path, records: Sequence[Record], album: _Album) -> dict[str, A
                 "name": record.folder.name,
                 "cells": [*(text[name] for name in told), *numbers],
                 "facts": [pair for pair in facts.items() if pair not in common],
-                "links": _links(folder, record.folder),
-                "pictures": _pictures(folder, record.folder, album),
+                **_files(folder, record.folder, album),
             }
         )
     return {
@@ -212,22 +212,18 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def _links(folder: Path, run: Path) -> dict[str, str]:
+def _files(folder: Path, run: Path, album: _Album) -> dict[str, Any]:
+    """Links to the files of a run, and its pictures; nothing where it does not lie beside the report.
+
+    Only there do links lead to it wherever both are moved to.
+    """
+    if folder.resolve().parent not in run.resolve().parents:
+        return {"links": {}, "pictures": []}
+    stems = sorted({path.stem for path in (run / "figures").glob("*.[ps][nv]g")})
     return {
-        name: _link(folder, run / name) for name in FILES if _near(folder, run) and (run / name).is_file()
+        "links": {name: _link(folder, run / name) for name in FILES if (run / name).is_file()},
+        "pictures": [album.add(stem.replace("_", " "), run / "figures" / stem) for stem in stems],
     }
-
-
-def _pictures(folder: Path, run: Path, album: _Album) -> list[dict[str, Any]]:
-    stems = (
-        sorted({path.stem for path in (run / "figures").glob("*.[ps][nv]g")}) if _near(folder, run) else []
-    )
-    return [album.add(stem.replace("_", " "), run / "figures" / stem) for stem in stems]
-
-
-def _near(folder: Path, run: Path) -> bool:
-    """Whether a run lies beside the report, so that a link leads to it wherever both are moved to."""
-    return folder.resolve().parent in run.resolve().parents
 
 
 def _link(folder: Path, path: Path) -> str:

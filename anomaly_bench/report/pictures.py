@@ -219,7 +219,8 @@ def _pr(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     from sklearn.metrics import precision_recall_curve
 
     precision, recall, _ = precision_recall_curve(truth, scores)
-    return np.interp(GRID, recall[::-1], precision[::-1])
+    each, first = np.unique(recall[::-1], return_index=True)  # of a recall its highest precision
+    return np.interp(GRID, each, precision[::-1][first])
 
 
 def _learning(runs: Sequence[Run]) -> list[tuple[Run, np.ndarray]]:

@@ -1,7 +1,17 @@
 
 "use strict";
 const AT_ONCE = 200;
+const LETTER = /[\p{L}\p{N}]/u;
 const collator = new Intl.Collator(undefined, { numeric: true });
+
+/** Does a word of the text begin so? What begins with no letter may stand anywhere. */
+function has(text, start) {
+  if (start === "") return true;
+  for (let at = text.indexOf(start); at >= 0; at = text.indexOf(start, at + 1)) {
+    if (at === 0 || !LETTER.test(text[at - 1]) || !LETTER.test(start[0])) return true;
+  }
+  return false;
+}
 
 for (const grid of document.querySelectorAll(".grid")) {
   const [tools, input, output, all] = [".tools", "input", "output", "button"].map((name) => grid.querySelector(name));
@@ -47,7 +57,7 @@ for (const grid of document.querySelectorAll(".grid")) {
     const wanted = input.value.toLowerCase().split(/\s+/);
     let found = 0;
     for (const entry of order) {
-      const fits = wanted.every((word) => entry.words.includes(word));
+      const fits = wanted.every((word) => has(entry.words, word));
       found += fits;
       entry.body.hidden = !fits || found > limit;
     }
