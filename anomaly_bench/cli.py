@@ -279,12 +279,12 @@ def score(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, help="CSV to write; default: the terminal")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     given = parser.parse_args(arguments)
-    from anomaly_bench.record import write_csv
+    from anomaly_bench.record import safe_csv, write_csv
     from anomaly_bench.score import score_files
 
     table = score_files(given.run_dir, given.files, given.device)
     if given.output is None:
-        print(table.to_csv(index=False), end="")
+        print(safe_csv(table).to_csv(index=False), end="")
         return 0
     write_csv(given.output, table)
     anomalous = table["verdict"].tolist().count("anomalous")

@@ -62,6 +62,7 @@ def test_the_wheel_holds_every_config_and_the_papers_numbers(wheel):
     papers = {str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("anomaly_bench/report/papers/*.csv")}
     assert len(papers) > 20
     assert papers <= set(names)
+    assert {f"anomaly_bench/report/templates/index.{kind}" for kind in ("html", "css", "js")} <= set(names)
     assert not [name for name in names if name.split("/")[0] in ("tests", "data", "scripts")]
 
 
@@ -81,3 +82,5 @@ def test_it_runs(installed):
     (run,) = installed.empty.glob("runs/*")
     assert 0 <= json.loads((run / "metrics.json").read_text())["auroc"] <= 1
     assert json.loads((run / "run.json").read_text())["git"] is None
+    installed("anomaly-bench", "report")
+    assert (run.parent / "report" / "index.html").exists()

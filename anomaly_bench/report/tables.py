@@ -8,14 +8,15 @@ from pathlib import Path
 import pandas as pd
 
 from anomaly_bench.errors import SettingError
-from anomaly_bench.record import Record, read_records, safe_name, write_csv, write_text
+from anomaly_bench.record import Record, read_records, write_csv, write_text
 from anomaly_bench.report import formats
 from anomaly_bench.report.beside import CELL as PRINTED
 from anomaly_bench.report.beside import paper_tables
 from anomaly_bench.report.comparison import comparison_table
-from anomaly_bench.report.figures import class_heat_map
 from anomaly_bench.report.formats import Table
 from anomaly_bench.report.notes import failure, notes, synthetic
+from anomaly_bench.report.page import write_page
+from anomaly_bench.report.pictures import draw_report
 from anomaly_bench.report.results import CELL, ROW, Line, latest, results, span, tidy
 
 ABSENT = "–"
@@ -29,7 +30,7 @@ BELOW = (
 
 
 def write_report(runs_dir: Path | str, out: Path | str | None = None) -> str:
-    """Write `table.csv`, `table.md`, `table.tex` and `figures/` of all runs; gives back the text to print.
+    """Write tables (CSV, Markdown, LaTeX), `figures/` and `index.html` of all runs; gives back the text to print.
 
     Where runs can stand beside a paper's numbers, `paper.csv` has a line for each of these.
 
@@ -53,9 +54,7 @@ def write_report(runs_dir: Path | str, out: Path | str | None = None) -> str:
     if beside:
         printed = [cell for table in beside for cell in table.cells]
         write_csv(folder / "paper.csv", pd.DataFrame(printed, columns=list(PRINTED)))
-    for table in ours:
-        if len({cell["class"] for cell in table.cells}) > 1:
-            class_heat_map(folder / "figures" / f"{safe_name(table.name)}.png", table.cells, table.title)
+    write_page(folder, tables, records, draw_report(folder / "figures", records))
     return "\n\n".join([*map(formats.text, tables), f"Written to {folder}"])
 
 
