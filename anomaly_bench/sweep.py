@@ -129,8 +129,9 @@ class Worker:
             errors="replace",
             env=os.environ | dict.fromkeys(THREAD_SETTINGS, str(threads)) | {SHARED: folder},
         )
-        assert self.process.stdin and self.process.stdout and self.process.stderr
-        self.requests, self.answers, self.said = self.process.stdin, self.process.stdout, self.process.stderr
+        self.requests: Any = self.process.stdin
+        self.answers: Any = self.process.stdout
+        self.said: Any = self.process.stderr
         self.listener = threading.Thread(target=self.pass_on, daemon=True)
         self.listener.start()
 
@@ -152,8 +153,9 @@ class Worker:
 
     def last_words(self) -> str:
         """How it ended."""
-        code = self.process.wait()
-        self.listener.join()
+        self.stop()
+        self.end()
+        code = self.process.returncode
         if code >= 0:
             return f"its worker ended with exit code {code}"
         name = signal.Signals(-code).name

@@ -32,7 +32,9 @@ def save(dataset: Dataset, folder: Path) -> None:
 def load(folder: Path) -> Dataset:
     """Map what `save` wrote. The pages are those of every other process that maps it, as long as nobody writes."""
     kept = json.loads((folder / "values.json").read_text(encoding="utf-8"))
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in kept["values"].items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in kept["values"].items()
+    }
     for path in folder.glob("*.npy"):
         values[path.stem] = np.load(path, mmap_mode="c")
     values["x"] = torch.from_numpy(values["x"])
