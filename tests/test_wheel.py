@@ -59,6 +59,8 @@ def test_the_wheel_holds_every_config(wheel):
     there = {f"anomaly_bench/{path.relative_to(CHECKOUT)}" for path in CHECKOUT.glob("configs/**/*.yaml")}
     assert len(there) > 20
     assert there <= set(names)
+    assert "hydra_plugins/anomaly_bench_launcher.py" in names
+    assert "hydra_plugins/__init__.py" not in names  # other packages put their launchers there too
     assert not [name for name in names if name.split("/")[0] in ("tests", "data", "scripts")]
 
 
@@ -78,3 +80,9 @@ def test_it_runs(installed):
     (run,) = installed.empty.glob("runs/*")
     assert 0 <= json.loads((run / "metrics.json").read_text())["auroc"] <= 1
     assert json.loads((run / "run.json").read_text())["git"] is None
+
+
+def test_it_sweeps_on_workers(installed):
+    table = installed("anomaly-bench", "-m", "data=digits", *TINY, "seed=1,2", "hydra.launcher.n_jobs=2")
+    assert "AUROC on digits" in table
+    assert len(list(installed.empty.glob("runs/*seed[12]*/metrics.json"))) == 2

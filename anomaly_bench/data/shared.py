@@ -4,7 +4,8 @@ import json
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -32,12 +33,24 @@ def save(dataset: Dataset, folder: Path) -> None:
 def load(folder: Path) -> Dataset:
     """Map what `save` wrote. The pages are those of every other process that maps it, as long as nobody writes."""
     kept = json.loads((folder / "values.json").read_text(encoding="utf-8"))
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in kept["values"].items()
-    }
+    kinds = get_type_hints(Dataset)
+    values = {name: typed(value, kinds[name]) for name, value in kept["values"].items()}
     for path in folder.glob("*.npy"):
         values[path.stem] = np.load(path, mmap_mode="c")
     values["x"] = torch.from_numpy(values["x"])
     dataset = Dataset(**values)
     vars(dataset)["_fingerprint"] = kept["fingerprint"]
     return dataset
+
+
+def typed(value: Any, kind: Any) -> Any:
+    """What JSON makes of a value, as the `kind` that it was: tuples and named tuples, at any depth."""
+    if value is None:
+        return None
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(one for one in get_args(kind) if one is not NoneType)
+    if get_origin(kind) is tuple:
+        return tuple(typed(one, get_args(kind)[0]) for one in value)
+    if hasattr(kind, "_fields"):
+        return kind(*map(typed, value, get_type_hints(kind).values()))
+    return value
