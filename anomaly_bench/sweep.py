@@ -138,7 +138,8 @@ class Worker:
     def pass_on(self) -> None:
         """Repeat what the worker says, above the bar if there is one."""
         for line in self.said:
-            tqdm.write(line.rstrip("\n"), file=sys.stderr)
+            with contextlib.suppress(OSError):  # nobody reads ours; a worker must not wait for that
+                tqdm.write(line.rstrip("\n"), file=sys.stderr)
 
     def ask(self, what: str, of: Any) -> str | None:
         """Send one request and wait for its answer; a worker that ends meanwhile is a WorkerDiedError."""

@@ -152,6 +152,19 @@ def test_what_a_worker_says_is_passed_on(said, capfd):
     assert f"worker {pid} says hello\n" in capfd.readouterr().err
 
 
+def test_a_worker_that_says_much_does_not_wait_for_a_reader(said, monkeypatch):
+    class Gone:
+        def write(self, _):
+            raise BrokenPipeError
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with Workers(1, threads=1) as workers:
+        loud = "print('much ' * 100_000, file=sys.stderr); print('again', file=sys.stderr, flush=True)"
+        assert [error for _, error in workers.run([job(0, do=loud), job(1, do=loud)])] == [None, None]
+
+
 def test_a_worker_that_is_killed_fails_its_job_alone_and_is_replaced(said):
     kill = "import signal; os.kill(os.getpid(), signal.SIGKILL)"
     jobs = [job(number, do=kill if number in (1, 4) else "") for number in range(8)]
