@@ -125,18 +125,16 @@ def task(settings: Any, outcome: dict[str, BaseException]) -> None:
         folder = one_run(settings, names, overrides)
         note["folder"] = str(folder)
         if alone:
-            print_run(folder)
+            print(f"{summary(folder)}\n{folder}")
+        else:
+            log.info(summary(folder))
     except Exception as error:
         outcome["error"] = error
-        note["error"] = explained(error, overrides) or one_line(f"{type(error).__name__}: {error}")
+        note["error"] = reason(error, overrides)
     if alone:
         return
-    if "error" in note:
-        log.error("failed: %s: %s", " ".join(overrides), note["error"])
-    from anomaly_bench.record import write_json
-
     outcome.clear()
-    write_json(notes_of_sweep(settings.runs_dir) / f"{hydra.job.num}.json", note)
+    leave_note(settings.runs_dir, hydra.job.num, note)
 
 
 def one_run(settings: Any, names: dict[str, str], overrides: list[str]) -> Path:
@@ -146,21 +144,30 @@ def one_run(settings: Any, names: dict[str, str], overrides: list[str]) -> Path:
     return run(settings, names, overrides)
 
 
-def print_run(folder: Path) -> None:
-    """The figures of one finished run."""
+def summary(folder: Path) -> str:
+    """The figures of one finished run, in a line."""
     from anomaly_bench.record import read_json
 
     figures, run = read_json(folder / "metrics.json"), read_json(folder / "run.json")
-    print(
+    return (
         f"AUROC {figures['auroc']:.3f}, untrained {figures['auroc_untrained']:.3f}: {run['model']} on "
         f"{run['data']}, {run['case']}, seed {run['seed']}, {run['epochs_done']} epochs, "
-        f"{figures['train_seconds']:.0f} s of training\n{folder}"
+        f"{figures['train_seconds']:.0f} s of training"
     )
 
 
 def notes_of_sweep(runs_dir: str) -> Path:
     """Where the jobs of this sweep say how they ended."""
     return Path(runs_dir) / ".sweeps" / os.environ[SWEEP]
+
+
+def leave_note(runs_dir: str, number: int, note: dict[str, Any]) -> None:
+    """Say how job `number` of this sweep ended: its `overrides`, and its `folder` or the `error`."""
+    from anomaly_bench.record import write_json
+
+    if "error" in note:
+        log.error("failed: %s: %s", " ".join(note["overrides"]), note["error"])
+    write_json(notes_of_sweep(runs_dir) / f"{number}.json", note)
 
 
 class SweepTable:
@@ -226,6 +233,11 @@ def explained(error: Exception, arguments: Sequence[str]) -> str | None:
         return f"{unknown[1]}: no such setting{did_you_mean(unknown[1], arguments)}"
     reason = str(error.__cause__ or "").partition("\n")[0]
     return f"{one_line(error)}: {reason}" if reason else one_line(error)
+
+
+def reason(error: Exception, overrides: Sequence[str]) -> str:
+    """Why a job of a sweep failed, in a line."""
+    return explained(error, overrides) or one_line(f"{type(error).__name__}: {error}")
 
 
 def did_you_mean(wanted: str, arguments: Sequence[str]) -> str:

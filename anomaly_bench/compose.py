@@ -1,5 +1,7 @@
 """From settings to what one run is made of: data, split, trainer, detector, and the folder they end in."""
 
+import hashlib
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -13,11 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from anomaly_bench import record
+from anomaly_bench.data import shared
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
 from anomaly_bench.protocols import Split
 from anomaly_bench.rows import Rows
+from anomaly_bench.sweep import SHARED
 from anomaly_bench.training.trainer import Trainer
 
 NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "point", "data", "trainer")
@@ -76,7 +80,7 @@ class Job:
 def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Job:
     """Load the data, split them, and name the run."""
     values = plain(settings)
-    dataset = load_data(OmegaConf.to_yaml(settings.data, resolve=True))
+    dataset = load_data(data_yaml(settings))
     split = instantiate(settings.protocol).split(dataset, settings.seed)
     # The best epoch cannot be told without looking at every one.
     eval_every = values["trainer"]["eval_every"] or int(values["evaluation"]["epoch"] == "best_test")
@@ -95,8 +99,30 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
 
 @lru_cache(maxsize=2)
 def load_data(yaml: str) -> Dataset:
-    """The data set of a `data` config, loaded once for all runs of a sweep."""
+    """The data set of a `data` config, once for all runs of a process; mapped, where workers share it."""
+    place = shared_place(yaml)
+    if place is not None and place.exists():
+        return shared.load(place)
     return instantiate(OmegaConf.create(yaml))
+
+
+def share_data(settings: DictConfig) -> None:
+    """Load the data set of `settings` once for all workers of a sweep."""
+    yaml = data_yaml(settings)
+    place = shared_place(yaml)
+    assert place is not None
+    shared.save(instantiate(OmegaConf.create(yaml)), place)
+
+
+def data_yaml(settings: DictConfig) -> str:
+    """What says which data set it is."""
+    return OmegaConf.to_yaml(settings.data, resolve=True)
+
+
+def shared_place(yaml: str) -> Path | None:
+    """Where the workers of a sweep share a data set; None in a process that is not one."""
+    folder = os.environ.get(SHARED)
+    return Path(folder) / hashlib.sha256(yaml.encode()).hexdigest() if folder else None
 
 
 def plain(settings: DictConfig) -> dict[str, Any]:

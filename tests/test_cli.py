@@ -286,7 +286,7 @@ def test_list_and_help_say_what_there_is(bench):
     assert bench("list", "models")[1].split()[0] == "ae"
     code, out, _ = bench("--help")
     assert code == 0
-    for word in ("anomaly-bench report", "abnormal_class", "trainer.max_epochs", "model: ae"):
+    for word in ("anomaly-bench report", "abnormal_class", "trainer.max_epochs", "n_jobs", "model: ae"):
         assert word in out
 
 

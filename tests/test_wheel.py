@@ -63,6 +63,8 @@ def test_the_wheel_holds_every_config_and_the_papers_numbers(wheel):
     assert len(papers) > 20
     assert papers <= set(names)
     assert {f"anomaly_bench/report/templates/index.{kind}" for kind in ("html", "css", "js")} <= set(names)
+    assert "hydra_plugins/anomaly_bench_launcher.py" in names
+    assert "hydra_plugins/__init__.py" not in names  # other packages put their launchers there too
     assert not [name for name in names if name.split("/")[0] in ("tests", "data", "scripts")]
 
 
@@ -84,3 +86,9 @@ def test_it_runs(installed):
     assert json.loads((run / "run.json").read_text())["git"] is None
     installed("anomaly-bench", "report")
     assert (run.parent / "report" / "index.html").exists()
+
+
+def test_it_sweeps_on_workers(installed):
+    table = installed("anomaly-bench", "-m", "data=digits", *TINY, "seed=1,2", "hydra.launcher.n_jobs=2")
+    assert "AUROC on digits" in table
+    assert len(list(installed.empty.glob("runs/*seed[12]*/metrics.json"))) == 2
