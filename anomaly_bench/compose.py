@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -82,6 +82,8 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     values = plain(settings)
     dataset = load_data(data_yaml(settings))
     split = instantiate(settings.protocol).split(dataset, settings.seed)
+    if transductive(settings.model):
+        split = replace(split, train=split.test)
     # The best epoch cannot be told without looking at every one.
     eval_every = values["trainer"]["eval_every"] or int(values["evaluation"]["epoch"] == "best_test")
     trainer = Trainer(**values["trainer"] | {"eval_every": eval_every})
@@ -150,6 +152,14 @@ def check_targets(model: Any) -> None:
             raise SettingError(f"model._target_={value}: not a Detector of this or an installed package")
         elif lacking := sorted(found.__abstractmethods__):
             raise SettingError(f"model._target_={value}: it lacks {', '.join(lacking)}")
+
+
+def transductive(model: Any) -> bool:
+    """Whether a `model` config, or one inside it, is of a detector that is fitted to the rows it scores."""
+    if not isinstance(model, DictConfig):
+        return False
+    fitted = getattr(located(str(model.get("_target_"))), "transductive", False)
+    return fitted or any(transductive(value) for value in model.values())
 
 
 def located(target: str) -> Any:

@@ -52,7 +52,7 @@ class Detector(nn.Module, ABC):
     """A method of one paper. Given a shape and plain arguments; sees neither labels nor configs."""
 
     transductive: ClassVar[bool] = False
-    """True where the method is fitted to the very rows it scores; it then trains on the test rows."""
+    """True where the method can only score the rows it is fitted to: a run then trains it on the test rows."""
 
     @abstractmethod
     def stages(self, train: Rows) -> Iterator[Stage]:
@@ -89,10 +89,16 @@ class Detector(nn.Module, ABC):
         self.register_load_state_dict_pre_hook(take_shapes)
 
 
-def adam(*modules: nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
-    """Adam over the parameters of `modules`, each update one fused pass."""
+def adam(
+    *modules: nn.Module,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> torch.optim.Adam:
+    """Adam over the parameters of `modules`, each update one fused pass; weight decay is added to gradients."""
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=True)
+    return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
 def descend(optimizer: Optimizer, loss: Tensor, keep_graph: bool = False) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, pad
 
 
 def bce(logits: Tensor, target: float) -> Tensor:
@@ -30,3 +30,28 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
         between = (mix * real + (1 - mix) * fake).requires_grad_()
         (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
         return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def ssim(x: Tensor, y: Tensor, value_range: float = 2.0) -> Tensor:
+    """Structural similarity of two batches of images around each pixel, `[N, C, H, W]`, 1 where they are alike.
+
+    Wang, Bovik, Sheikh, Simoncelli, IEEE TIP 13(4), 2004, equation 13: a Gaussian window of 11 x 11 pixels and
+    deviation 1.5, K1 = 0.01, K2 = 0.03; images are mirrored at their edges, so their sides are at least 6 pixels.
+    Computed in float32, whatever autocast says.
+    """
+    x, y = x.float(), y.float()
+    c1, c2 = (0.01 * value_range) ** 2, (0.03 * value_range) ** 2
+    mean_x, mean_y = _blurred(x), _blurred(y)
+    var_x, var_y = _blurred(x * x) - mean_x**2, _blurred(y * y) - mean_y**2
+    covariance = _blurred(x * y) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return luminance * (2 * covariance + c2) / (var_x + var_y + c2)
+
+
+def _blurred(x: Tensor) -> Tensor:
+    """Images under a Gaussian window of 11 x 11 pixels and deviation 1.5, mirrored at their edges."""
+    offsets = torch.arange(-5, 6, device=x.device, dtype=torch.float32)
+    window = torch.softmax(-(offsets**2) / (2 * 1.5**2), dim=0)
+    flat = pad(x.flatten(0, 1)[:, None], (5, 5, 5, 5), "reflect")
+    with torch.autocast(x.device.type, enabled=False):
+        return conv2d(conv2d(flat, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11)).view(x.shape)

@@ -17,8 +17,8 @@ class Split:
     """Which rows of a data set train and which are tested.
 
     Attributes:
-        train: int64 row numbers, ascending; no anomalous row is among them.
-        test: int64 row numbers `[n_test]`, ascending; none is in `train`.
+        train: int64 row numbers, ascending; no anomalous row is among them, unless train is test.
+        test: int64 row numbers `[n_test]`, ascending; none is in `train`, unless train is test.
         anomalous: bool `[n_test]`, the truth about the test rows.
         case: what is swept, for the run's name: `abnormal-2`, `normal-cat`, `folder`.
         class_index: of the class that is swept; None where none is.
@@ -29,6 +29,11 @@ class Split:
     anomalous: np.ndarray
     case: str
     class_index: int | None = None
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the rows that train are those that are tested: all of them, anomalous ones too, unlabelled."""
+        return np.array_equal(self.train, self.test)
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,46 @@ class Folder:
         test = np.flatnonzero(~dataset.official_train)
         train = np.flatnonzero(dataset.official_train & normal)
         return checked(Split(train, test, ~normal[test], "folder"), dataset)
+
+
+@dataclass(frozen=True)
+class Contaminated:
+    """One class is normal, and a share `rho` of the rows is of others: these train, unlabelled, and are tested.
+
+    E3Outlier's, section 4.1 (code: demonzyj56/E3Outlier), RDA's, DRAE's. The official parts are pooled. To the
+    n rows of the class come `int(n rho / (1 - rho))` of all others, drawn by `seed`; where that makes more than
+    `max_rows`, a random choice of so many is left.
+
+    Args:
+        normal_class: index or name.
+        rho: share of anomalous rows among all, above 0 and below 1.
+        max_rows: how many rows there are at most.
+    """
+
+    normal_class: int | str
+    rho: float = 0.1
+    max_rows: int = 12_000
+
+    def split(self, dataset: Dataset, seed: int) -> Split:
+        """The rows for this seed; training and test rows are the same."""
+        normal = class_index(dataset, self.normal_class, "normal_class")
+        if not 0 < self.rho < 1:
+            raise SettingError(f"protocol.rho={self.rho}: allowed is above 0 and below 1")
+        if self.max_rows < 2:
+            raise SettingError(f"protocol.max_rows={self.max_rows}: must be at least 2")
+        inside = np.flatnonzero(dataset.classes == normal)
+        outside = shuffled(np.flatnonzero(dataset.classes != normal), seed)
+        wanted = int(len(inside) * self.rho / (1 - self.rho))
+        if wanted > len(outside):
+            most = len(outside) / max(len(dataset.classes), 1)
+            raise SettingError(
+                f"protocol.rho={self.rho}: data={dataset.name} has {len(outside)} rows of other classes, needed "
+                f"are {wanted}; allowed is up to {most:.3g}"
+            )
+        rows = shuffled(np.concatenate([inside, outside[:wanted]]), seed)[: self.max_rows]
+        rows = np.sort(rows)
+        case = f"normal-{dataset.class_names[normal]}"
+        return checked(Split(rows, rows, dataset.classes[rows] != normal, case, normal), dataset)
 
 
 def is_normal(class_name: str) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,3 +77,27 @@ class Rows:
     def map(self, function: Callable[[Tensor], Tensor], batch_size: int = 512) -> Tensor:
         """`function` over all rows in order, float32 batch by batch, its results joined along dimension 0."""
         return torch.cat([function(batch.x).float() for batch in self.in_order(batch_size)])
+
+
+def fingerprints(x: Tensor) -> Tensor:
+    """A number for each row of float32 `[N, ...]`, int64 `[N]`: the same for the same bits, whatever the batch."""
+    bits = x.float().flatten(1).contiguous().view(torch.int32).long()
+    factors = np.random.RandomState(0).randint(0, 2**63, bits.shape[1])  # a stream that never changes
+    return (bits * torch.from_numpy(factors | 1).to(x.device)).sum(1)  # modulo 2**64, so exact in any order
+
+
+def of_known_rows(x: Tensor, known: Tensor, values: Tensor, otherwise: Tensor) -> Tensor:
+    """`values[i]` for rows of `x` whose fingerprint is `known[i]`, `otherwise` for the others, `[N]`.
+
+    This is how a score that learning has settled for its own rows is looked up, batch by batch.
+
+    Args:
+        known: fingerprints, ascending, int64 `[K]`; none is fine.
+        values: `[K]`.
+        otherwise: `[N]`.
+    """
+    if not len(known):
+        return otherwise
+    wanted = fingerprints(x)
+    place = torch.searchsorted(known, wanted).clamp_max(len(known) - 1)
+    return torch.where(known[place] == wanted, values[place], otherwise)

@@ -102,6 +102,7 @@ def provenance(job: Job) -> dict[str, Any]:
         "n_train": len(job.split.train),
         "n_test": len(job.split.test),
         "n_anomalous": int(job.split.anomalous.sum()),
+        "transductive": job.split.transductive,
         "device": str(job.trainer.device),
         "precision": job.trainer.precision,
         "threads": torch.get_num_threads(),

@@ -45,6 +45,10 @@ OWN: dict[str, dict[str, object]] = {
     "ognet": {"epochs": 3, "finetune_steps": 30, "finetune_lr": 3e-3, "width": 2, "batch_size": 16},
     "positive_sample": {"augment": False, "nz": 32},
     "wgan_anogan": {"epochs": 6, "n_critic": 2, "batch_size": 24, "descent_steps": 4, "z_lr": 0.1},
+    "rda": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.01},
+    "rda_l1": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.1},
+    "sdae": {"layers": [40, 10], "epochs": 5, "tuning_epochs": 20},
+    "sparse_ae": {"code": 300, "beta": 0.1},  # of few units none can rest
     "ocsvm_ae": {"code": 64, "lr": 5e-4},  # codes of few entries, or pressed against -1 and 1, are all alike
 }
 """What else a model needs to find toys that lie on their side."""

@@ -10,7 +10,7 @@ import torch
 from anomaly_bench.data import digits, public
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.errors import SettingError
-from anomaly_bench.protocols import Folder, LeaveOneClassOut, OneVsRest
+from anomaly_bench.protocols import Contaminated, Folder, LeaveOneClassOut, OneVsRest
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,20 @@ def check_apart(split, dataset, anomalous_classes):
     """No anomalous row and no test row is trained on; the truth is the truth; no row comes twice."""
     assert not np.isin(dataset.classes[split.train], anomalous_classes).any()
     assert not set(split.train) & set(split.test)
+    assert not split.transductive
     assert np.array_equal(split.anomalous, np.isin(dataset.classes[split.test], anomalous_classes))
     for rows in (split.train, split.test):
         assert rows.dtype == np.int64
         assert (np.diff(rows) > 0).all()
+
+
+def check_transductive(split, dataset, normal, rho):
+    """Training rows are the test rows, a share `rho` of them anomalous; the truth is the truth; no row comes twice."""
+    assert split.transductive
+    assert np.array_equal(split.train, split.test)
+    assert np.array_equal(split.anomalous, dataset.classes[split.test] != normal)
+    assert (np.diff(split.test) > 0).all()
+    assert abs(split.anomalous.mean() - rho) < 1 / len(split.test)
 
 
 @pytest.mark.parametrize("abnormal", range(10))
@@ -125,6 +135,55 @@ def test_names_come_before_digits():
 def test_one_vs_rest_needs_official_parts(digits_set):
     with pytest.raises(SettingError, match="one_vs_rest: data=digits has no official test part"):
         OneVsRest(0).split(digits_set, 0)
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.1, 0.25, 0.6])
+def test_contaminated_digits(digits_set, rho):
+    split = Contaminated(3, rho).split(digits_set, seed=0)
+    check_transductive(split, digits_set, 3, rho)
+    n_normal = int((digits_set.classes == 3).sum())
+    assert (~split.anomalous).sum() == n_normal  # every row of the class
+    assert split.anomalous.sum() == int(n_normal * rho / (1 - rho))
+    assert split.case == "normal-3"
+
+
+def test_contaminated_mnist_has_the_papers_sizes(mnist):
+    split = Contaminated(0, 0.1).split(mnist, seed=0)
+    check_transductive(split, mnist, 0, 0.1)
+    assert ((~split.anomalous).sum(), split.anomalous.sum()) == (6903, 767)
+    outside = mnist.classes[split.test[split.anomalous]]
+    assert np.bincount(outside, minlength=10)[1:].min() > 50  # drawn from all other classes
+    assert 0.1 < (~mnist.official_train[split.test]).mean() < 0.2  # both official parts are pooled
+
+
+def test_the_seed_draws_the_anomalous_rows(digits_set):
+    splits = [Contaminated(3, 0.2).split(digits_set, seed) for seed in (0, 0, 1)]
+    assert digest(splits[0]) == digest(splits[1]) != digest(splits[2])
+    drawn = [set(split.test[split.anomalous]) for split in splits]
+    assert len(drawn[0] & drawn[2]) < len(drawn[0]) / 2
+    assert np.array_equal(splits[0].test[~splits[0].anomalous], splits[2].test[~splits[2].anomalous])
+
+
+def test_of_more_rows_than_max_rows_a_random_choice_is_left(digits_set):
+    split = Contaminated(3, 0.5, max_rows=100).split(digits_set, 0)
+    assert len(split.test) == 100
+    assert 30 < split.anomalous.sum() < 70
+    assert digits_set.classes[split.test].max() == 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rho": 0.0}, r"protocol\.rho=0\.0: allowed is above 0"),
+        ({"rho": 1.0}, r"protocol\.rho=1\.0"),
+        ({"rho": 0.95}, r"protocol\.rho=0\.95: .* has 1614 rows of other classes.* allowed is up to 0\.898"),
+        ({"rho": 1e-4}, "at least one of each is needed"),
+        ({"max_rows": 1}, r"protocol\.max_rows=1"),
+    ],
+)
+def test_contaminations_that_cannot_be(digits_set, settings, message):
+    with pytest.raises(SettingError, match=message):
+        Contaminated(3, **settings).split(digits_set, 0)
 
 
 def test_folder():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomaly_bench.rows import Rows
+from anomaly_bench.rows import Rows, fingerprints, of_known_rows
 
 
 def images(n: int = 10) -> Tensor:
@@ -97,3 +97,24 @@ def test_map_is_the_function_over_all_rows_in_float32() -> None:
     sums = rows.map(lambda x: x.double().flatten(1).sum(1), batch_size=3)
     assert sums.dtype == torch.float32
     torch.testing.assert_close(sums, rows.take(torch.arange(10)).flatten(1).sum(1))
+
+
+def test_fingerprints_are_of_the_bits_alone() -> None:
+    x = torch.rand(50, 3, 4, 5)
+    x[7] = x[3]
+    keys = fingerprints(x)
+    assert len(keys.unique()) == 49
+    assert keys[7] == keys[3]
+    assert torch.equal(fingerprints(x.to(memory_format=torch.channels_last)), keys)
+    assert torch.equal(torch.cat([fingerprints(part) for part in x.split(7)]), keys)
+    x[0, 0, 0, 0] = x[0, 0, 0, 0].nextafter(torch.tensor(2.0))
+    assert fingerprints(x)[0] != keys[0]
+
+
+def test_values_of_known_rows_are_looked_up() -> None:
+    x, otherwise = torch.rand(6, 3), -torch.arange(6.0)
+    known, order = fingerprints(x[[4, 1]]).sort()
+    values = torch.tensor([40.0, 10.0])[order]
+    assert of_known_rows(x, known, values, otherwise).tolist() == [0, 10, -2, -3, 40, -5]
+    assert of_known_rows(x[4:5], known, values, otherwise[4:5]).tolist() == [40]
+    assert torch.equal(of_known_rows(x, known[:0], values[:0], otherwise), otherwise)

@@ -1,69 +1,102 @@
-"""A convolutional autoencoder, scored by its reconstruction error.
+"""An autoencoder, scored by its reconstruction error.
 
 Rumelhart, Hinton, Williams, 1986; Hinton, Salakhutdinov, Science 2006. Layers and training are those of the
 baseline in GeoTrans (Golan, El-Yaniv, NeurIPS 2018; code: izikgo/AnomalyDetectionTransformations).
 
-A narrow code keeps only what the training images share; an image that lacks it comes back with a larger
-error.
+A narrow code keeps only what the training rows share; a row that lacks it comes back with a larger error.
 
-    L    = mean over pixels of (x - x^)^2
-    A(x) = sum over pixels of (x - x^)^2
+    L    = mean over pixels of (x - x^)^2,   A(x) = sum over pixels of (x - x^)^2           loss=l2
+         = mean over pixels of |x - x^|,            sum over pixels of |x - x^|             loss=l1
+         = 1 - mean over pixels of SSIM(x, x^),     the same, of one image                  loss=ssim
 
-The reference pads its stride-2 convolutions on one side, as Keras does; here they are padded on both.
+Structural similarity as a loss: Bergmann and others, VISAPP 2019, https://arxiv.org/abs/1807.02011. The
+baseline of E3Outlier is `loss=l2` with eps 1e-7, weight_decay 5e-4 and 250 epochs. The reference pads its
+stride-2 convolutions on one side, as Keras does; here they are padded on both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
-from torch.nn.functional import mse_loss
+from torch.nn.functional import l1_loss, mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.networks.cae import ConvDecoder, ConvEncoder, squared_error
+from anomaly_bench.errors import SettingError
+from anomaly_bench.losses import ssim
+from anomaly_bench.networks.pairs import decoder, encoder
 
 
 class Autoencoder(Detector):
-    """A convolutional autoencoder on images `[N, C, H, W]` in [-1, 1].
+    """An autoencoder on images `[N, C, H, W]` in [-1, 1], or rows `[N, D]` with `network=dense`.
 
     Args:
-        shape: `(C, H, W)`; sides are multiples of 8, from 64 pixels on of 16.
-        code: length of the code, in (-1, 1).
-        width: filters of the first stage.
-        lr, batch_size, epochs: of Adam.
+        shape: of one row; with `conv`, sides are multiples of 8, from 64 pixels on of 16.
+        network: `conv`, or `dense`.
+        code: length of the code, in (-1, 1) with `conv`.
+        width: filters of the first stage of `conv`.
+        hidden: units of the layers of `dense`, from the row to the code.
+        loss: `l2`, `l1` or `ssim` (images only).
+        lr, eps, weight_decay, batch_size, epochs: of Adam.
     """
 
     def __init__(
         self,
         shape: tuple[int, ...],
         *,
+        network: str = "conv",
         code: int = 256,
         width: int = 64,
+        hidden: Sequence[int] = (128, 64),
+        loss: str = "l2",
         lr: float = 1e-3,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
         batch_size: int = 128,
         epochs: int = 200,
     ) -> None:
         super().__init__()
-        self.encode = ConvEncoder(shape, code, width)
-        self.decode = ConvDecoder(shape, code, width)
-        self.lr, self.batch_size, self.epochs = lr, batch_size, epochs
+        if loss not in ("l2", "l1", "ssim"):
+            raise SettingError(f"model.loss={loss}: allowed are l2, l1, ssim")
+        if loss == "ssim" and (len(shape) != 3 or min(shape[1:]) < 6):
+            raise SettingError(f"model.loss=ssim: it needs images of 6 pixels and more, found shape {shape}")
+        self.encode = encoder(network, shape, code, width, hidden)
+        self.decode = decoder(network, shape, code, width, hidden)
+        self.loss = loss
+        self.lr, self.eps, self.weight_decay = lr, eps, weight_decay
+        self.batch_size, self.epochs = batch_size, epochs
 
     def stages(self, train: Rows) -> Iterator[Stage]:
         """One stage of plain reconstruction."""
-        optimizer = adam(self, lr=self.lr)
+        optimizer = adam(self, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
 
         def step(batch: Batch) -> dict[str, Tensor]:
-            loss = mse_loss(self.decode(self.encode(batch.x)), batch.x)
+            loss = self.distance(batch.x, self.decode(self.encode(batch.x)))
             descend(optimizer, loss)
             return detached(reconstruction=loss)
 
         yield Stage("autoencoder", self.epochs, step, (optimizer,), self.batch_size)
 
+    def distance(self, x: Tensor, rebuilt: Tensor) -> Tensor:
+        """L, a scalar, of rows and their reconstructions."""
+        if self.loss == "ssim":
+            return 1 - ssim(x, rebuilt).mean()
+        return l1_loss(rebuilt.float(), x) if self.loss == "l1" else mse_loss(rebuilt.float(), x)
+
+    def residual(self, x: Tensor, rebuilt: Tensor) -> Tensor:
+        """What the score sums or averages, `[N, *shape]`."""
+        if self.loss == "ssim":
+            return 1 - ssim(x, rebuilt)
+        difference = (x - rebuilt).float()
+        return difference.abs() if self.loss == "l1" else difference.square()
+
     def score(self, x: Tensor) -> Tensor:
-        """Squared reconstruction error summed over the pixels, `[N]`."""
-        return squared_error(x, self.decode(self.encode(x)))
+        """A(x), `[N]`: the error summed over a row's entries, or 1 minus its mean structural similarity."""
+        return self.explain(x).score
 
     def explain(self, x: Tensor) -> Explanation:
-        """Score, squared residual map, reconstruction and code."""
+        """Score, residual map, reconstruction and code."""
         code = self.encode(x)
-        reconstruction = self.decode(code)
-        residual = (x - reconstruction).float().square()
-        return Explanation(residual.flatten(1).sum(1), residual.mean(1), reconstruction, code)
+        rebuilt = self.decode(code)
+        residual = self.residual(x, rebuilt)
+        entries = residual.flatten(1)
+        score = entries.mean(1) if self.loss == "ssim" else entries.sum(1)
+        return Explanation(score, residual.mean(1) if x.dim() == 4 else None, rebuilt, code)

@@ -46,6 +46,8 @@ def _reading(lines: Sequence[Line], runs: Sequence[dict[str, Any]]) -> list[str]
             "* best epoch: the highest AUROC of all evaluated epochs. It has seen the test labels and is no "
             "honest result."
         )
+    if transductive := {str(run["model"]) for run in runs if run.get("transductive")}:
+        sentences.append(f"Learned from the test rows themselves, without labels: {_listed(transductive)}.")
     n_classes = max(len(run.get("data_classes") or []) for run in runs)
     if len({line["class"] for line in lines if line["swept"]}) > 1:
         sentences.append(f"mean: over the classes; † where these are not all {n_classes} of the data set.")

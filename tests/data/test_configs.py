@@ -51,7 +51,12 @@ def test_a_protocol_of_the_command_line_wins(composed):
 
 
 def test_protocol_configs_take_the_top_level_class(composed):
-    for name, expected in (("leave_one_class_out", 2), ("one_vs_rest", "cat"), ("folder", None)):
+    for name, expected in (
+        ("leave_one_class_out", 2),
+        ("one_vs_rest", "cat"),
+        ("contaminated", "cat"),
+        ("folder", None),
+    ):
         settings = OmegaConf.to_container(composed(f"protocol={name}", "data=mnist").protocol, resolve=True)
         protocol = get_class(settings.pop("_target_"))(**settings)
         assert [value for key, value in vars(protocol).items() if key.endswith("_class")] == [expected] * (

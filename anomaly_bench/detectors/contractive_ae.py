@@ -1,0 +1,109 @@
+"""Contractive autoencoder, scored by its reconstruction error.
+
+Rifai, Vincent, Muller, Glorot, Bengio, Contractive Auto-Encoders: Explicit Invariance During Feature
+Extraction, ICML 2011.
+
+The code is kept from moving when the input does, and the reconstruction asks for what has to move all the
+same: the directions along which the data vary.
+
+    L       = mean over rows of  d(x, x^) + lambda |J(x)|_F^2,   J = d code / d x
+    |J|_F^2 = sum_j (h_j (1 - h_j))^2 sum_i W_ji^2                                  for one layer of sigmoids
+            = E |v J|^2,  v ~ N(0, I)                                               for several: Hutchinson
+    A(x)    = |x - x^|^2
+
+d is the cross-entropy, summed over the pixels on [0, 1], or the squared error of rows. Layers are sigmoids with
+tied weights, as in the paper: untied, the decoder could undo what the encoder contracts. The paper stacks such
+layers and contracts each; with `hidden` the code's Jacobian through all layers is contracted at once, its norm
+estimated from `probes` random directions, which is exact in the mean.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.dense import SigmoidAutoencoder, from_unit, to_unit
+
+
+class ContractiveAE(Detector):
+    """A contractive autoencoder on images `[N, C, H, W]` in [-1, 1], flattened, or rows `[N, D]`.
+
+    Args:
+        shape: of one row.
+        code: units of the code.
+        hidden: units of layers between row and code; none for the paper's one layer.
+        lambda_: weight of the norm of the Jacobian.
+        probes: random directions of the estimate, where there are hidden layers.
+        lr, batch_size, epochs: of Adam.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        code: int = 1000,
+        hidden: Sequence[int] = (),
+        lambda_: float = 0.1,
+        probes: int = 1,
+        lr: float = 1e-3,
+        batch_size: int = 128,
+        epochs: int = 200,
+    ) -> None:
+        super().__init__()
+        if lambda_ < 0:
+            raise SettingError(f"model.lambda_={lambda_}: must be at least 0")
+        if probes < 1:
+            raise SettingError(f"model.probes={probes}: must be at least 1")
+        self.net = SigmoidAutoencoder(shape, [*hidden, code])
+        self.lambda_, self.probes = lambda_, probes
+        self.lr, self.batch_size, self.epochs = lr, batch_size, epochs
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """One stage of reconstruction and contraction."""
+        optimizer = adam(self.net, lr=self.lr)
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            y = to_unit(batch.x)
+            code, norm = self.contraction(y)
+            logits = self.net.decode_linear(code)
+            reconstruction, contraction = self.distance(y, logits).mean(), norm.mean()
+            descend(optimizer, reconstruction + self.lambda_ * contraction)
+            return detached(reconstruction=reconstruction, contraction=contraction)
+
+        yield Stage("contractive", self.epochs, step, (optimizer,), self.batch_size)
+
+    def distance(self, y: Tensor, logits: Tensor) -> Tensor:
+        """d(x, x^), `[N]`, of rows `[N, D]` and the decoder's last layer before its sigmoid."""
+        if not self.net.on_unit:
+            return (y - logits).square().sum(1)
+        return binary_cross_entropy_with_logits(logits, y, reduction="none").sum(1)
+
+    def contraction(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes `[N, code]` of `y`, and the squared norm of their Jacobian `[N]`, exact or estimated."""
+        if len(self.net.weights) == 1:
+            h = self.net.encode(y).float()
+            return h, (h * (1 - h)).square() @ self.net.weights[0].square().sum(1)
+        with torch.autocast(y.device.type, enabled=False):  # second derivatives are taken in float32
+            y = y.detach().requires_grad_()
+            h = self.net.encode(y)
+            norms = []
+            for _ in range(self.probes):
+                (product,) = torch.autograd.grad(h, y, torch.randn_like(h), create_graph=True)
+                norms.append(product.square().sum(1))
+        return h, torch.stack(norms).mean(0)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Squared reconstruction error, of pixels on [0, 1], summed over each row, `[N]`."""
+        return self.explain(x).score
+
+    def explain(self, x: Tensor) -> Explanation:
+        """Score, squared residual map, reconstruction and code."""
+        y = to_unit(x)
+        code = self.net.encode(y)
+        rebuilt = self.net.decode(code)
+        residual = (y - rebuilt).square()
+        shown = residual.view(x.shape).mean(1) if x.dim() == 4 else None
+        return Explanation(residual.sum(1), shown, from_unit(rebuilt, x.shape), code)

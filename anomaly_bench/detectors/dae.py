@@ -1,0 +1,102 @@
+"""Denoising autoencoder, scored by its reconstruction error.
+
+Vincent, Larochelle, Bengio, Manzagol, Extracting and Composing Robust Features with Denoising Autoencoders,
+ICML 2008, https://doi.org/10.1145/1390156.1390294; the other corruptions: JMLR 11, 2010.
+
+The input is corrupted, the clean one is to be rebuilt, so that copying is no solution; what the network learns
+is the way back to where the data lie.
+
+    x~   = x where b = 1, else the empty value; each entry's b is 0 with probability nu     corruption=masking
+         = x + sigma e,  e ~ N(0, I)                                                       corruption=gaussian
+    L    = mean over entries of (x - D(E(x~)))^2
+    A(x) = |x - D(E(x))|^2, of the uncorrupted x
+
+Corruption is drawn anew in every step, and there is none in a score. An entry is emptied to 0 in the paper,
+whose pixels are on [0, 1]: here black, -1 for images, and 0 for rows. The paper rebuilds binary pixels by
+cross-entropy with one sigmoid layer; the networks and the squared error here are those of the baselines that
+detectors are compared with, `ae`'s, so that the corruption is all that differs.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.cae import squared_error
+from anomaly_bench.networks.pairs import decoder, encoder
+
+
+class DAE(Detector):
+    """A denoising autoencoder on images `[N, C, H, W]` in [-1, 1], or rows `[N, D]` with `network=dense`.
+
+    Args:
+        shape: of one row.
+        network: `conv`, or `dense`.
+        code: length of the code.
+        width: filters of the first stage of `conv`.
+        hidden: units of the layers of `dense`, from the row to the code.
+        corruption: `masking` or `gaussian`.
+        nu: probability of an entry to be emptied by `masking`, in [0, 1).
+        sigma: standard deviation of `gaussian`.
+        lr, batch_size, epochs: of Adam.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        network: str = "conv",
+        code: int = 256,
+        width: int = 64,
+        hidden: Sequence[int] = (128, 64),
+        corruption: str = "masking",
+        nu: float = 0.25,
+        sigma: float = 0.5,
+        lr: float = 1e-3,
+        batch_size: int = 128,
+        epochs: int = 200,
+    ) -> None:
+        super().__init__()
+        if corruption not in ("masking", "gaussian"):
+            raise SettingError(f"model.corruption={corruption}: allowed are masking, gaussian")
+        if not 0 <= nu < 1:
+            raise SettingError(f"model.nu={nu}: must be at least 0 and below 1")
+        if sigma < 0:
+            raise SettingError(f"model.sigma={sigma}: must be at least 0")
+        self.encode = encoder(network, shape, code, width, hidden)
+        self.decode = decoder(network, shape, code, width, hidden)
+        self.corruption, self.nu, self.sigma = corruption, nu, sigma
+        self.empty = -1.0 if len(shape) == 3 else 0.0
+        self.lr, self.batch_size, self.epochs = lr, batch_size, epochs
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """One stage of reconstruction of the clean rows."""
+        optimizer = adam(self, lr=self.lr)
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            loss = mse_loss(self.decode(self.encode(self.corrupted(batch.x))).float(), batch.x)
+            descend(optimizer, loss)
+            return detached(reconstruction=loss)
+
+        yield Stage("denoising", self.epochs, step, (optimizer,), self.batch_size)
+
+    def corrupted(self, x: Tensor) -> Tensor:
+        """x~, `[N, *shape]`: each entry emptied with probability nu, or with Gaussian noise added."""
+        if self.corruption == "gaussian":
+            return x + self.sigma * torch.randn_like(x)
+        return torch.where(torch.rand_like(x) < self.nu, self.empty, x)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Squared reconstruction error of the uncorrupted row, summed over its entries, `[N]`."""
+        return squared_error(x, self.decode(self.encode(x)))
+
+    def explain(self, x: Tensor) -> Explanation:
+        """Score, squared residual map, reconstruction and code."""
+        code = self.encode(x)
+        reconstruction = self.decode(code)
+        residual = (x - reconstruction).float().square()
+        shown = residual.mean(1) if x.dim() == 4 else None
+        return Explanation(residual.flatten(1).sum(1), shown, reconstruction, code)

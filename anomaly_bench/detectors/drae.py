@@ -1,0 +1,107 @@
+"""DRAE, the discriminative reconstruction autoencoder, scored by its reconstruction error.
+
+Xia, Cao, Wen, Hua, Sun, Learning Discriminative Reconstructions for Unsupervised Outlier Removal, ICCV 2015. The
+authors published no code; followed is the re-implementation in E3Outlier (demonzyj56/E3Outlier).
+
+Among unlabelled rows, anomalous ones are rebuilt worse. While it learns, the autoencoder parts the rows at the
+threshold that makes both groups of errors compact, rebuilds the better one only, and drives the two apart.
+
+    e_i  = |x_i - x^_i|^2, in ascending order
+    h(k) = [scatter(e_1..e_k) + scatter(e_k+1..e_n)] / scatter(e_1..e_n),   scatter: squares about the group's mean
+    L    = mean(e_1..e_k) + lambda h(k),   k the one of least h
+    A(x) = |x - x^|^2
+
+Errors are summed over a row, not averaged, or lambda would mean something else. k is chosen anew in each batch, as
+in that code; the paper parts all rows at once.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.cae import squared_error
+from anomaly_bench.networks.pairs import decoder, encoder
+
+
+class DRAE(Detector):
+    """A discriminative autoencoder on images `[N, C, H, W]` in [-1, 1], or rows `[N, D]` with `network=dense`.
+
+    Args:
+        shape: of one row.
+        network: `conv`, or `dense`.
+        code: length of the code.
+        width: filters of the first stage of `conv`.
+        hidden: units of the layers of `dense`, from the row to the code.
+        lambda_: weight of h.
+        lr, eps, weight_decay, batch_size, epochs: of Adam.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        network: str = "conv",
+        code: int = 256,
+        width: int = 64,
+        hidden: Sequence[int] = (128, 64),
+        lambda_: float = 0.1,
+        lr: float = 1e-3,
+        eps: float = 1e-7,
+        weight_decay: float = 5e-4,
+        batch_size: int = 128,
+        epochs: int = 250,
+    ) -> None:
+        super().__init__()
+        if lambda_ < 0:
+            raise SettingError(f"model.lambda_={lambda_}: must be at least 0")
+        self.encode = encoder(network, shape, code, width, hidden)
+        self.decode = decoder(network, shape, code, width, hidden)
+        self.lambda_ = lambda_
+        self.lr, self.eps, self.weight_decay = lr, eps, weight_decay
+        self.batch_size, self.epochs = batch_size, epochs
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """One stage of L, each batch parted anew."""
+        optimizer = adam(self, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            errors = squared_error(batch.x, self.decode(self.encode(batch.x)))
+            low, separation, share = parted(errors)
+            descend(optimizer, low + self.lambda_ * separation)
+            return detached(reconstruction=low, separation=separation, share=share)
+
+        yield Stage("drae", self.epochs, step, (optimizer,), self.batch_size)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Squared reconstruction error summed over each row, `[N]`."""
+        return squared_error(x, self.decode(self.encode(x)))
+
+    def explain(self, x: Tensor) -> Explanation:
+        """Score, squared residual map, reconstruction and code."""
+        code = self.encode(x)
+        rebuilt = self.decode(code)
+        residual = (x - rebuilt).float().square()
+        shown = residual.mean(1) if x.dim() == 4 else None
+        return Explanation(residual.flatten(1).sum(1), shown, rebuilt, code)
+
+
+def parted(errors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean of the lower group, h, and the share of rows in that group, each a scalar, of errors `[n]`.
+
+    All splits into two groups are tried at once, by cumulative sums. A single row is a group of its own.
+    """
+    e, n = errors.sort().values, len(errors)
+    if n == 1:
+        return e[0], 0 * e[0], torch.ones_like(e[0])
+    centred = e - e.mean()  # scatter does not change, and its sums stay small
+    k = torch.arange(1, n, device=e.device)
+    sums, squares = centred.cumsum(0)[:-1], centred.square().cumsum(0)[:-1]
+    whole = centred.square().sum()
+    # The centred errors sum to 0: what the lower group sums to, the upper one has with the other sign.
+    h = (whole - sums.square() / k - sums.square() / (n - k)) / whole.clamp_min(1e-12)
+    best = h.argmin()
+    lower = torch.arange(n, device=e.device) <= best
+    return (e * lower).sum() / lower.sum(), h[best], lower.float().mean()

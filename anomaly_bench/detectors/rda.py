@@ -1,0 +1,187 @@
+"""RDA, the robust deep autoencoder: robust PCA with an autoencoder in place of the low rank.
+
+Zhou, Paffenroth, Anomaly Detection with Robust Deep Autoencoders, KDD 2017,
+https://doi.org/10.1145/3097983.3098052; code: zc8340311/RobustAutoencoder.
+
+The rows are split into a part that the autoencoder rebuilds well and a sparse one. What is noise, or a whole
+anomalous row, moves into the sparse part, and the autoencoder learns from what is left.
+
+    min |L - D(E(L))| + lambda R(S)   such that X = L + S
+
+    S = 0;  in each round  L = X - S,  learn from L,  S = prox(X - D(E(L)))
+
+    R(S)                              prox(a)                                   threshold t
+    sum of the norms of rows          a_i max(0, 1 - t / |a_i|)                 lambda N           penalty=rows
+    sum of the norms of columns       the same of columns                       lambda N           penalty=columns
+    sum of |S_ij|                     sign(a) max(|a| - t, 0)                   lambda 4 mean|X|   penalty=l1
+
+    A(x_i) = |x_i - D(E(x_i - S_i))|  for a row that was learned, S_i of the round before the last
+    A(x)   = |x - D(E(x))|            for any other
+
+With `rows`, A(x_i) is `|S_i| + t` where S_i is not 0 (the paper's verdict of an anomaly) and tells the other rows
+apart as well. A row is known again by its bits. Pixels are on [0, 1].
+
+Where paper and code differ, and what is followed: the class l21 of the code shrinks columns, which are pixels;
+only the other one, rows, finds anomalous instances, and is the default here. The code's threshold of l1 takes the
+largest column sum for the entrywise norm of X that the formula names: ours is entrywise, so that the code's
+lambdas of l1 do not carry over. Network and Adam start anew in each round, as in the code's experiment on
+outliers (`reinit`). The code multiplies the squared error by 200, which Adam does not see, and does not shuffle.
+Its first rule to stop early concerns l1 alone; here rounds are always counted.
+
+The column RDAE of E3Outlier (`network=conv`, 20 rounds of 1 epoch, eps 1e-7, weight_decay 5e-4, no reinit) took the
+minimum where the proximal operator has a maximum, so that its S was 0 where it mattered: its numbers are those of
+`model=ae` after 20 epochs.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.dense import SigmoidAutoencoder, from_unit, to_unit
+from anomaly_bench.networks.pairs import decoder, encoder
+from anomaly_bench.rows import fingerprints, of_known_rows
+
+
+class RDA(Detector):
+    """A robust deep autoencoder on images `[N, C, H, W]` in [-1, 1], or rows `[N, D]` with `network=dense`.
+
+    Args:
+        shape: of one row.
+        network: `dense`, sigmoids with tied weights, or `conv`.
+        layers: units of the layers of `dense`, the code last.
+        code, width: of `conv`: length of the code, filters of the first stage.
+        penalty: `rows`, `columns` or `l1`.
+        lambda_: its weight.
+        rounds: how often learning and splitting alternate.
+        epochs: of learning in each round.
+        reinit: learn from first weights in each round.
+        lr, eps, weight_decay, batch_size: of Adam.
+    """
+
+    S: Tensor  # [N, D]
+    known: Tensor  # [N], ascending fingerprints
+    errors: Tensor  # [N], A(x_i) in the order of `known`
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        network: str = "dense",
+        layers: Sequence[int] = (400, 200),
+        code: int = 256,
+        width: int = 64,
+        penalty: str = "rows",
+        lambda_: float = 0.00095,
+        rounds: int = 20,
+        epochs: int = 50,
+        reinit: bool = True,
+        lr: float = 1e-3,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        batch_size: int = 133,
+    ) -> None:
+        super().__init__()
+        if network not in ("dense", "conv"):
+            raise SettingError(f"model.network={network}: allowed are dense, conv")
+        if penalty not in ("rows", "columns", "l1"):
+            raise SettingError(f"model.penalty={penalty}: allowed are rows, columns, l1")
+        if lambda_ < 0:
+            raise SettingError(f"model.lambda_={lambda_}: must be at least 0")
+        if rounds < 1:
+            raise SettingError(f"model.rounds={rounds}: must be at least 1")
+        if network == "dense":
+            self.net = SigmoidAutoencoder(shape, layers)
+        else:
+            self.net = Convolutional(shape, code, width)
+        self.learned("S", "known", "errors")
+        self.known = self.known.long()
+        self.penalty, self.lambda_, self.rounds, self.reinit = penalty, lambda_, rounds, reinit
+        self.lr, self.eps, self.weight_decay = lr, eps, weight_decay
+        self.epochs, self.batch_size = epochs, batch_size
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """A stage for each round, S between them."""
+        y = train.map(to_unit)
+        self.S = torch.zeros_like(y)
+        t = self.lambda_ * (4 * y.abs().mean() if self.penalty == "l1" else len(y))
+        for number in range(self.rounds):
+            if self.reinit and number:
+                self.net.apply(begin_anew)
+            yield self.learning(number)
+            rest = torch.cat([to_unit(b.x) - self.net(self.L(b)).float() for b in train.in_order(512)])
+            self.S = prox(rest, t, self.penalty)
+        keys = torch.cat([fingerprints(batch.x) for batch in train.in_order(512)])
+        self.known, order = keys.sort()
+        self.errors = rest.norm(dim=1)[order]
+
+    def learning(self, number: int) -> Stage:
+        """Reconstruction of L in one round, with an Adam of its own."""
+        optimizer = adam(self.net, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            low = self.L(batch)
+            loss = mse_loss(self.net(low).float(), low)
+            descend(optimizer, loss)
+            return detached(reconstruction=loss)
+
+        return Stage(f"round {number + 1}", self.epochs, step, (optimizer,), self.batch_size)
+
+    def L(self, batch: Batch) -> Tensor:
+        """The part of training rows that is to be rebuilt, X - S, `[B, D]`."""
+        return to_unit(batch.x) - self.S[batch.index]
+
+    def score(self, x: Tensor) -> Tensor:
+        """A(x), `[N]`."""
+        return self.explain(x).score
+
+    def explain(self, x: Tensor) -> Explanation:
+        """Score, squared residual map and reconstruction of x itself, code."""
+        y = to_unit(x)
+        code = self.net.encode(y)
+        rebuilt = self.net.decode(code).float()
+        residual = y - rebuilt
+        score = of_known_rows(x, self.known, self.errors, residual.norm(dim=1))
+        shown = residual.square().view(x.shape).mean(1) if x.dim() == 4 else None
+        return Explanation(score, shown, from_unit(rebuilt, x.shape), code)
+
+
+def prox(a: Tensor, t: Tensor | float, penalty: str) -> Tensor:
+    """The proximal operator of t R at `a` `[N, D]`."""
+    if penalty == "l1":
+        return a.sign() * (a.abs() - t).clamp_min(0)
+    norms = a.norm(dim=1 if penalty == "rows" else 0, keepdim=True)
+    return a * (1 - t / norms.clamp_min(1e-12)).clamp_min(0)
+
+
+class Convolutional(nn.Module):
+    """The convolutional autoencoder, given and giving pixels on [0, 1] as rows `[N, D]`."""
+
+    def __init__(self, shape: tuple[int, ...], code: int, width: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.down = encoder("conv", shape, code, width, ())
+        self.up = decoder("conv", shape, code, width, ())
+
+    def encode(self, y: Tensor) -> Tensor:
+        """Codes `[N, code]`."""
+        return self.down(from_unit(y, (len(y), *self.shape)))
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Rows `[N, D]` of codes."""
+        return to_unit(self.up(code))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Rows rebuilt."""
+        return self.decode(self.encode(y))
+
+
+def begin_anew(module: nn.Module) -> None:
+    """First weights again, for `module.apply`."""
+    if isinstance(module, SigmoidAutoencoder):
+        module.reset()
+    elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.modules.batchnorm._BatchNorm):
+        module.reset_parameters()

@@ -1,0 +1,100 @@
+"""Sparse autoencoder, scored by its reconstruction error.
+
+Ng, Sparse Autoencoder, lecture notes CS294A, Stanford 2011; Lee, Ekanadham, Ng, NeurIPS 2007.
+
+The code may be longer than the row, but each of its units is to be active for few rows. Its mean activation
+over a batch is compared with a small target, and the weights decay.
+
+    L    = mean over rows of 1/2 |x - x^|^2 + beta sum_j KL(rho || rho^_j) + lambda / 2 |W|^2
+    KL   = rho log(rho / rho^) + (1 - rho) log((1 - rho) / (1 - rho^)),   rho^_j the mean of unit j
+    A(x) = |x - x^|^2
+
+One layer of sigmoids up and one down, weights not tied, biases not decayed. The notes fit all rows at once by
+L-BFGS; here rho^ is that of a batch, and Adam takes the steps. Images are brought to [0, 1], which the last
+sigmoid reaches; for rows of numbers the last layer is linear. beta = 0 leaves plain weight decay.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.dense import check_sizes, from_unit, to_unit
+
+
+class SparseAE(Detector):
+    """A sparse autoencoder on images `[N, C, H, W]` in [-1, 1], flattened, or rows `[N, D]`.
+
+    Args:
+        shape: of one row.
+        code: units of the code.
+        rho: mean activation that each unit is to have, in (0, 1).
+        beta: weight of the KL, which is summed over the units.
+        lambda_: weight of the decay of the weights.
+        lr, batch_size, epochs: of Adam.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        code: int = 1024,
+        rho: float = 0.05,
+        beta: float = 3.0,
+        lambda_: float = 1e-4,
+        lr: float = 1e-3,
+        batch_size: int = 128,
+        epochs: int = 200,
+    ) -> None:
+        super().__init__()
+        if not 0 < rho < 1:
+            raise SettingError(f"model.rho={rho}: must be between 0 and 1")
+        for name, value in (("beta", beta), ("lambda_", lambda_)):
+            if value < 0:
+                raise SettingError(f"model.{name}={value}: must be at least 0")
+        check_sizes(code=code)
+        size = math.prod(shape)
+        self.encode = nn.Sequential(nn.Linear(size, code), nn.Sigmoid())
+        self.decode = nn.Sequential(nn.Linear(code, size), nn.Sigmoid() if len(shape) == 3 else nn.Identity())
+        for layer in (self.encode[0], self.decode[0]):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.rho, self.beta, self.lambda_ = rho, beta, lambda_
+        self.lr, self.batch_size, self.epochs = lr, batch_size, epochs
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """One stage of reconstruction with the three terms of L."""
+        optimizer = adam(self, lr=self.lr)
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            y = to_unit(batch.x)
+            code = self.encode(y).float()
+            reconstruction = (y - self.decode(code).float()).square().sum(1).mean() / 2
+            sparsity = kl(self.rho, code.mean(0)).sum()
+            decay = (self.encode[0].weight.square().sum() + self.decode[0].weight.square().sum()) / 2
+            descend(optimizer, reconstruction + self.beta * sparsity + self.lambda_ * decay)
+            return detached(reconstruction=reconstruction, sparsity=sparsity, decay=decay)
+
+        yield Stage("sparse", self.epochs, step, (optimizer,), self.batch_size)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Squared reconstruction error, of pixels on [0, 1], summed over each row, `[N]`."""
+        return self.explain(x).score
+
+    def explain(self, x: Tensor) -> Explanation:
+        """Score, squared residual map, reconstruction and code."""
+        y = to_unit(x)
+        code = self.encode(y)
+        rebuilt = self.decode(code).float()
+        residual = (y - rebuilt).square()
+        shown = residual.view(x.shape).mean(1) if x.dim() == 4 else None
+        return Explanation(residual.sum(1), shown, from_unit(rebuilt, x.shape), code)
+
+
+def kl(rho: float, mean: Tensor) -> Tensor:
+    """KL of a coin of probability `rho` from coins of probabilities `mean`, of any shape, kept off 0 and 1."""
+    mean = mean.clamp(1e-6, 1 - 1e-6)
+    return rho * torch.log(rho / mean) + (1 - rho) * torch.log((1 - rho) / (1 - mean))

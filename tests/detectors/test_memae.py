@@ -1,0 +1,150 @@
+import copy
+import math
+
+import pytest
+import torch
+from autoencoding import assert_close, batch, before_and_after, first_stage, noise
+from torch.nn.functional import cosine_similarity
+
+from anomaly_bench.detectors.memae import MemAE
+from anomaly_bench.errors import SettingError
+
+
+def small(shape=(1, 16, 16), **settings) -> MemAE:
+    torch.manual_seed(0)
+    return MemAE(shape, **{"channels": (2, 3, 4), "memory": 10, "lr": 1e-3} | settings)
+
+
+def weights_of(z, items, shrink, similarity="cosine"):
+    """Equations 3 to 7, one query and one item at a time."""
+    rows = []
+    for query in z:
+        d = [cosine_similarity(query, m, dim=0) if similarity == "cosine" else query @ m for m in items]
+        exp = torch.stack(d).exp()
+        w = exp / exp.sum()
+        kept = torch.where(w > shrink, w, torch.zeros(()))
+        rows.append(kept / kept.sum().clamp_min(1e-12))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("query", ["code", "position"])
+def test_one_update_equals_the_transcription(query):
+    # A kernel of 1 on one channel before batch norm has no gradient but rounding.
+    detector = small(query=query, alpha=0.3, kernels=(3, 3, 3))
+    plain, first = copy.deepcopy(detector).train(), copy.deepcopy(detector)
+    x = noise()
+    losses = first_stage(detector, x).step(batch(x))
+
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
+    z = plain.encode(x)  # [8, 4, 2, 2]
+    queries = z.reshape(8, 16) if query == "code" else z.permute(0, 2, 3, 1).reshape(32, 4)
+    w = weights_of(queries, plain.memory, 1 / 10)
+    mixed = w @ plain.memory
+    mixed = mixed.reshape(z.shape) if query == "code" else mixed.reshape(8, 2, 2, 4).permute(0, 3, 1, 2)
+    reconstruction = ((x - plain.decode(mixed)) ** 2).mean()
+    entropy = -(w * (w + 1e-12).log()).sum(1).mean()
+    (reconstruction + 0.3 * entropy).backward()
+    optimizer.step()
+
+    assert losses["reconstruction"].item() == pytest.approx(reconstruction.item(), rel=1e-5)
+    assert losses["entropy"].item() == pytest.approx(entropy.item(), rel=1e-5)
+    names = [name for name, _ in detector.named_parameters()]
+    for name, ours, theirs, before in zip(
+        names, detector.parameters(), plain.parameters(), first.parameters(), strict=True
+    ):
+        assert not torch.equal(ours, before), name
+        assert_close(ours, theirs, atol=1e-4)  # of an update of 1e-3
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_items_below_lambda_are_left_out_and_the_others_sum_to_one(similarity):
+    detector = small(similarity=similarity, shrink=1.2)
+    z = noise(6, (16,)) * 3
+    with torch.no_grad():
+        w = detector.address(z)
+        assert_close(w, weights_of(z, detector.memory, 0.12, similarity))
+    assert (w == 0).any()
+    assert ((w.sum(1) - 1).abs() < 1e-5).logical_or(w.sum(1) == 0).all()
+
+
+def test_a_lambda_of_3_over_n_removes_every_item_at_first():
+    z = noise(6, (16,))
+    assert not small(memory=100, shrink=3.0).address(z).any()
+    assert (small(memory=100).address(z).sum(1) > 0.999).all()
+
+
+def test_what_is_rebuilt_is_a_mix_of_what_is_remembered():
+    detector = small().eval()
+    with torch.no_grad():
+        detector.memory.copy_(torch.eye(10, 16) * 5)
+        x = noise(4)
+        detector.encode = torch.nn.Identity()
+        z = torch.zeros(4, 4, 2, 2)
+        z.view(4, 16)[torch.arange(4), torch.tensor([0, 3, 3, 9])] = 1.0
+        detector.shrink = 0.15
+        rebuilt, w = detector(z)
+    assert w.argmax(1).tolist() == [0, 3, 3, 9]
+    assert_close(w.amax(1), torch.ones(4))
+    assert_close(rebuilt, detector.remembered()[[0, 3, 3, 9]])
+    assert detector.remembered().shape == (10, *x.shape[1:])
+
+
+def test_score_and_explanation():
+    detector, x = small(query="position").eval(), noise(5)
+    with torch.no_grad():
+        rebuilt, _ = detector(x)
+        explained = detector.explain(x)
+        assert_close(detector.score(x), ((x - rebuilt) ** 2).flatten(1).sum(1))
+        assert_close(explained.score, detector.score(x))
+    assert explained.map.shape == (5, 16, 16)
+    assert explained.features.shape == (5, 10)
+    assert detector.remembered().shape == (10, 1, 16, 16)
+
+
+def test_memory_starts_as_in_the_official_code_and_layers_are_the_papers():
+    detector = MemAE((1, 28, 28))
+    assert detector.memory.shape == (100, 64 * 4 * 4)
+    assert 0.95 / 32 < detector.memory.abs().max() <= 1 / math.sqrt(1024)
+    shapes = [tuple(p.shape) for p in detector.encode.parameters() if p.dim() == 4]
+    assert shapes == [(16, 1, 1, 1), (32, 16, 3, 3), (64, 32, 3, 3)]
+    assert MemAE((3, 32, 32), query="position").memory.shape == (100, 64)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 33, 20), (2, 64, 64)])
+def test_images_of_any_size(shape):
+    detector = small(shape).eval()
+    assert detector(noise(2, shape))[0].shape == (2, *shape)
+
+
+def test_rows():
+    detector = small((7,), network="dense").eval()
+    assert detector(noise(3, (7,)))[0].shape == (3, 7)
+    assert detector.remembered().shape == (10, 7)
+    assert isinstance(detector.encode[2], torch.nn.Tanh)
+
+
+def test_learning_tells_twos_from_other_digits():
+    before, after = before_and_after(
+        lambda shape: MemAE(shape, channels=(8, 16, 32), kernels=(3, 3, 3), batch_size=20, epochs=40, lr=3e-3)
+    )
+    assert after > 0.85
+    assert after > before + 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"network": "fc"}, "model.network=fc: allowed are conv, dense"),
+        ({"similarity": "l2"}, "model.similarity=l2: allowed are cosine, dot"),
+        ({"query": "pixel"}, "model.query=pixel: allowed are code, position"),
+        ({"query": "position", "network": "dense"}, "model.query=position: it needs model.network=conv"),
+        ({"shrink": -1.0}, r"model.shrink=-1.0"),
+        ({"memory": 0}, "model.memory=0"),
+        ({"kernels": (3, 3)}, r"model.kernels=\(3, 3\): needed is an odd number"),
+        ({"kernels": (3, 3, 2)}, "needed is an odd number"),
+        ({"shape": (7,)}, "model.network=conv: it needs images"),
+    ],
+)
+def test_refusals(settings, message):
+    with pytest.raises(SettingError, match=message):
+        small(**settings)

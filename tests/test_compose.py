@@ -1,0 +1,72 @@
+"""Which rows a run learns from: those of the protocol, or for a transductive detector the ones it is tested on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from anomaly_bench.compose import Job, compose
+from anomaly_bench.detector import Detector, Rows, Stage
+from anomaly_bench.schema import Settings
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+class Inductive(Detector):
+    """Scores any row."""
+
+    def __init__(self, shape: tuple[int, ...], features: object = None) -> None:
+        super().__init__()
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        return iter(())
+
+    def score(self, x: Tensor) -> Tensor:
+        return x.flatten(1).sum(1)
+
+
+class Transductive(Inductive):
+    """Says that it scores only what it was fitted to."""
+
+    transductive = True
+
+
+def job(model: dict, tmp_path: Path, protocol: str = "leave_one_class_out") -> Job:
+    ConfigStore.instance().store("schema", Settings)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        settings = hydra_compose("config", ["data.limit=150", f"protocol={protocol}", f"runs_dir={tmp_path}"])
+    OmegaConf.set_struct(settings, False)
+    settings.model = OmegaConf.create(model)
+    names = {"model": "toy", "data": "digits", "protocol": protocol, "evaluation": "clean"}
+    return compose(settings, names, [])
+
+
+def named(kind: type, **settings: object) -> dict:
+    return {"_target_": f"test_compose.{kind.__name__}", "_partial_": True} | settings
+
+
+def test_an_inductive_detector_learns_from_the_training_rows(tmp_path):
+    split = job(named(Inductive), tmp_path).split
+    assert not split.transductive
+    assert not set(split.train) & set(split.test)
+
+
+@pytest.mark.parametrize("model", [named(Transductive), named(Inductive, features=named(Transductive))])
+def test_a_transductive_detector_learns_from_the_test_rows(model, tmp_path):
+    split = job(model, tmp_path).split
+    assert split.transductive
+    assert np.array_equal(split.train, split.test)
+    assert split.anomalous.any()
+    assert np.array_equal(split.test, job(named(Inductive), tmp_path).split.test)
+
+
+def test_under_contamination_there_is_no_difference(tmp_path):
+    splits = [job(named(kind), tmp_path, "contaminated").split for kind in (Inductive, Transductive)]
+    assert all(split.transductive for split in splits)
+    assert np.array_equal(splits[0].test, splits[1].test)
