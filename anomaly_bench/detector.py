@@ -89,10 +89,16 @@ class Detector(nn.Module, ABC):
         self.register_load_state_dict_pre_hook(take_shapes)
 
 
-def adam(*modules: nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
-    """Adam over the parameters of `modules`, each update one fused pass."""
+def adam(
+    *modules: nn.Module,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> torch.optim.Adam:
+    """Adam over the parameters of `modules`, each update one fused pass; weight decay is added to gradients."""
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=True)
+    return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
 def descend(optimizer: Optimizer, loss: Tensor, keep_graph: bool = False) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -274,7 +273,7 @@ def write_tables(
 def losses_frame(history: list[Epoch]) -> pd.DataFrame:
     """One line an epoch: its stage, rows, seconds, losses and, where it was evaluated, AUROC."""
     facts = ["stage", "name", "epoch", "rows", "seconds", "auroc"]
-    lines = [{name: asdict(line)[name] for name in facts} | line.losses for line in history]
+    lines = [{name: getattr(line, name) for name in facts} | line.losses for line in history]
     return pd.DataFrame(lines or None, columns=None if lines else facts).dropna(axis="columns", how="all")
 
 

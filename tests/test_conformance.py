@@ -31,7 +31,11 @@ TOY = {
 }
 """Stands in for these keys of any model's config, at any depth."""
 
+DAGMM = {"hidden": [8], "code": 2, "k": 2, "epochs": 40, "lr": 5e-3}
+
 OWN: dict[str, dict[str, object]] = {
+    **dict.fromkeys(("dagmm", "dagmm_nvi", "gmm_en", "e2e_ae"), DAGMM),
+    **dict.fromkeys(("dagmm_p", "pae", "pae_gmm", "pae_gmm_em"), DAGMM | {"pretrain_epochs": 4}),
     "f_anogan": {"epochs": 8},  # of several updates of the critic a step; more only costs time
     "ocsvm_ae": {"code": 64, "lr": 5e-4},  # codes of few entries, or pressed against -1 and 1, are all alike
 }
@@ -45,6 +49,7 @@ UNMOVED: dict[str, dict[str, str]] = {
 """By model: parameters that training need not move, as a pattern of their names, and why."""
 
 GOOD_CONTROL: dict[str, str] = {
+    "gmm_en": "nothing but the penalty keeps its codes apart, and training it is of no use in its paper either",
     "ocsvm_ae": "on random features, its one-class SVM tells these toys apart already",
 }
 """By model: why training need not improve on the untrained control."""
