@@ -34,6 +34,13 @@ TOY = {
 DAGMM = {"hidden": [8], "code": 2, "k": 2, "epochs": 40, "lr": 5e-3}
 
 OWN: dict[str, dict[str, object]] = {
+    "deep_svdd": {"pretrain_epochs": 10},
+    "deep_svdd_soft": {"pretrain_epochs": 10, "warm_up": 5},
+    "deep_svdd_cifar10": {"pretrain_epochs": 10, "channels": [4, 4, 8], "rep": 32},
+    **dict.fromkeys(("dsebm", "dsebm_r"), {"code": 16}),
+    "dcn": {"hidden": [32], "k": 3, "pretrain_epochs": 10, "pretrain_lr": 2e-3},
+    "repen": {"lr": 1.0, "ensemble": 20, "margin": 10.0},
+    "rdp": {"out": 16, "trees": 4, "levels": 2, "steps": 200, "lr": 0.1},
     **dict.fromkeys(("dagmm", "dagmm_nvi", "gmm_en", "e2e_ae"), DAGMM),
     **dict.fromkeys(("dagmm_p", "pae", "pae_gmm", "pae_gmm_em"), DAGMM | {"pretrain_epochs": 4}),
     "f_anogan": {"epochs": 8},  # of several updates of the critic a step; more only costs time
