@@ -287,7 +287,7 @@ def score(arguments: list[str]) -> int:
     """`score RUN_DIR FILES_OR_FOLDER`: a trained run on new files: score, verdict, percentile."""
     parser = argparse.ArgumentParser("anomaly-bench score", description=score.__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a finished run")
-    parser.add_argument("files", nargs="+", type=Path, help="images, or folders of images")
+    parser.add_argument("files", nargs="+", type=Path, help="images or folders of images; or tables")
     parser.add_argument("--output", type=Path, help="CSV to write; default: the terminal")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     given = parser.parse_args(arguments)
@@ -300,7 +300,9 @@ def score(arguments: list[str]) -> int:
         return 0
     write_csv(given.output, table)
     anomalous = table["verdict"].tolist().count("anomalous")
-    print(f"{given.output}: {len(table)} files, {anomalous} of them anomalous")
+    print(
+        f"{given.output}: {len(table)} {'rows' if 'row' in table else 'files'}, {anomalous} of them anomalous"
+    )
     return 0
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from anomaly_bench import record
 from anomaly_bench.data import shared
 from anomaly_bench.data.dataset import Dataset
+from anomaly_bench.data.scaling import Scaler, fit_scaler
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
 from anomaly_bench.protocols import Split
@@ -28,6 +29,10 @@ NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "po
 """Settings that cannot change the numbers, that stand in the run's name, or are hashed by what they come to."""
 
 
+SCALER = "scaler.safetensors"
+"""The file of a run that holds its fitted scaler."""
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything one run is made of.
@@ -36,6 +41,7 @@ class Job:
         settings: the composed config, and `values` the same as plain values.
         names: what was chosen of the groups `model`, `data`, `protocol`, `evaluation` and, if it was, `experiment`.
         overrides: what the user typed.
+        scaler: of rows of numbers, fitted as `evaluation.scaling` has it; None for images.
         settings_hash: of every setting that can change the numbers, but for class and seed.
     """
 
@@ -45,6 +51,7 @@ class Job:
     overrides: list[str]
     dataset: Dataset
     split: Split
+    scaler: Scaler | None
     trainer: Trainer
     folder: Path
     settings_hash: str
@@ -58,6 +65,11 @@ class Job:
     def evaluation(self) -> dict[str, Any]:
         """The switches of `evaluation`."""
         return self.values["evaluation"]
+
+    @cached_property
+    def x(self) -> Tensor:
+        """All rows of the data set as a detector takes them: images as they are, rows of numbers scaled."""
+        return self.dataset.x if self.scaler is None else self.scaler(self.dataset.x)
 
     @property
     def title(self) -> str:
@@ -89,14 +101,28 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     trainer = Trainer(**values["trainer"] | {"eval_every": eval_every})
     digest = record.settings_hash(
         {key: value for key, value in values.items() if key not in NOT_HASHED}
-        | {"data": [dataset.fingerprint(), dataset.mean, dataset.std]}
+        | {"data": [dataset.fingerprint(), *scale_of(dataset)]}
         | {"trainer": values["trainer"] | {"device": None, "precision": trainer.precision}}
     )
     name = record.run_name(
         names["data"], names["protocol"], names["model"], split.case, settings.seed, digest
     )
     folder = Path(settings.runs_dir) / name
-    return Job(settings, values, names, overrides, dataset, split, trainer, folder, digest)
+    scaler = scaler_for(dataset, split, values["evaluation"]["scaling"])
+    return Job(settings, values, names, overrides, dataset, split, scaler, trainer, folder, digest)
+
+
+def scale_of(dataset: Dataset) -> list[Any]:
+    """What decides how a data set's rows are scaled."""
+    return [dataset.mean, dataset.std] if dataset.x.dtype == torch.uint8 else [dataset.scale]
+
+
+def scaler_for(dataset: Dataset, split: Split, fitted_on: str) -> Scaler | None:
+    """The scaler of rows of numbers, fitted on the training rows, or on `all`; None for images."""
+    if dataset.x.dtype == torch.uint8:
+        return None
+    x = dataset.x if fitted_on == "all" else dataset.x[torch.from_numpy(split.train)]
+    return fit_scaler(x, dataset.scale)
 
 
 @lru_cache(maxsize=2)
@@ -177,6 +203,7 @@ class Trained:
 
     detector: Detector
     trainer: Trainer
+    scaler: Scaler | None
     values: dict[str, Any]
     run: dict[str, Any]
     metrics: dict[str, Any]
@@ -194,4 +221,6 @@ def load_run(folder: Path, device: str = "auto") -> Trained:
     trainer = Trainer(**values["trainer"] | {"device": device, "precision": kept["precision"]})
     detector = build(settings.model, tuple(kept["shape"]))
     detector.load_state_dict(load_file(folder / "model.safetensors"))
-    return Trained(trainer.place(detector).eval(), trainer, values, kept, figures)
+    scaler = folder / SCALER
+    scaling = Scaler(**load_file(scaler)) if scaler.exists() else None
+    return Trained(trainer.place(detector).eval(), trainer, scaling, values, kept, figures)

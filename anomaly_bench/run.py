@@ -4,7 +4,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
 from anomaly_bench import metrics, record
-from anomaly_bench.compose import Job, compose
+from anomaly_bench.compose import SCALER, Job, compose
+from anomaly_bench.data.dataset import row_hashes
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
 from anomaly_bench.report.pictures import Shown, draw_run
 from anomaly_bench.rows import Rows
-from anomaly_bench.training.checkpoint import Checkpoint, Epoch, kept_fact, save_weights
+from anomaly_bench.training.checkpoint import Checkpoint, Epoch, kept_fact, save_tensors, save_weights
 from anomaly_bench.training.control import untrained
 from anomaly_bench.training.scoring import explain_rows, score_rows
 from anomaly_bench.training.trainer import Learned
@@ -99,6 +99,7 @@ def provenance(job: Job) -> dict[str, Any]:
         "data_formats": sorted({Path(file).suffix.lower() for file in job.dataset.files or ()}),
         "data_fingerprint": job.dataset.fingerprint(),
         "data_classes": list(job.dataset.class_names),
+        **facts_of_rows(job),
         "n_train": len(job.split.train),
         "n_test": len(job.split.test),
         "n_anomalous": int(job.split.anomalous.sum()),
@@ -113,12 +114,32 @@ def provenance(job: Job) -> dict[str, Any]:
     }
 
 
+def facts_of_rows(job: Job) -> dict[str, Any]:
+    """What is known of rows of numbers only: columns, scaling, missing numbers, rows that come more than once."""
+    if job.scaler is None:
+        return {}
+    x, split = job.dataset.x, job.split
+    hashes = row_hashes(x)
+    return {
+        # a name for numbers, a name and its values for a category
+        "columns": [
+            [name, *values] if values is not None else name for name, values in job.dataset.columns or ()
+        ],
+        "scale": job.dataset.scale,
+        "data_note": job.dataset.note,
+        "known_ratio": split.ratio,
+        "n_missing": int(x.isnan().sum()),
+        "n_distinct": len(np.unique(hashes)),
+        "n_test_seen_in_training": int(np.isin(hashes[split.test], hashes[split.train]).sum()),
+    }
+
+
 def compute(job: Job) -> None:
     """The run itself; `metrics.json` is written last."""
-    x, order = job.dataset.x, test_order(job)
+    x, order = job.x, test_order(job)
     train, test = job.rows(x[job.split.train]), job.rows(x[job.split.test[order]])
     anomalous = job.split.anomalous[order]
-    control = control_auroc(job, train, test, anomalous)
+    control = control_numbers(job, train, test, anomalous)
 
     detector = job.build()
     learned = job.trainer.learn(
@@ -140,7 +161,7 @@ def compute(job: Job) -> None:
     classes = job.dataset.classes[job.split.test[order]]
     numbers = metrics.measure(scores, anomalous, threshold) | {
         "auroc_interval": metrics.auroc_interval(scores, anomalous),
-        "auroc_untrained": control,
+        **control,
         "per_class": metrics.per_class(scores, anomalous, classes, job.dataset.class_names),
         "train_seconds": learned.seconds,
         "train_images_per_s": rows_seen(learned, train) / learned.seconds,
@@ -153,6 +174,8 @@ def compute(job: Job) -> None:
     warn_of_flat(scores)
     write_tables(job, scores, anomalous, order, learned.history)
     save_weights(job.folder / "model.safetensors", detector)
+    if job.scaler is not None:
+        save_tensors(job.folder / SCALER, job.scaler._asdict(), {})
     draw_run(
         job.folder / "figures",
         job.title,
@@ -188,14 +211,18 @@ def scores_of(job: Job, detector: Detector, rows: Rows) -> np.ndarray:
     return scores.numpy()
 
 
-def control_auroc(job: Job, train: Rows, test: Rows, anomalous: np.ndarray) -> float:
-    """AUROC of the untrained control, computed once and kept in `run.json`."""
+def control_numbers(job: Job, train: Rows, test: Rows, anomalous: np.ndarray) -> dict[str, float]:
+    """AUROC of the untrained control, and its F1 at a known ratio, computed once and kept in `run.json`."""
     kept = record.read_json(job.folder / "run.json")
     if "auroc_untrained" not in kept:
         detector, kind = untrained(job.build, train, job.seed)
-        kept |= {"auroc_untrained": metrics.auroc(scores_of(job, detector, test), anomalous), "control": kind}
+        scores = scores_of(job, detector, test)
+        kept |= {"auroc_untrained": metrics.auroc(scores, anomalous), "control": kind}
+        if (ratio := job.split.ratio) is not None:
+            threshold = metrics.quantile_threshold(scores, 1 - ratio)
+            kept["f1_untrained"] = metrics.measure(scores, anomalous, threshold)["f1"]
         record.write_json(job.folder / "run.json", kept)
-    return kept["auroc_untrained"]
+    return {name: kept[name] for name in ("auroc_untrained", "f1_untrained") if name in kept}
 
 
 def evaluator(job: Job, detector: Detector, test: Rows, anomalous: np.ndarray) -> Callable[[], float]:
@@ -214,12 +241,18 @@ def evaluator(job: Job, detector: Detector, test: Rows, anomalous: np.ndarray) -
 def thresholds_of(
     job: Job, scores: np.ndarray, anomalous: np.ndarray, training_scores: np.ndarray
 ) -> dict[str, float]:
-    """Above which a row is called anomalous: a quantile of training scores, and in hindsight the best F1's."""
-    quantile = job.evaluation["quantile"]
-    return {
-        f"{100 * quantile:g} % of the training scores": metrics.quantile_threshold(training_scores, quantile),
-        HINDSIGHT: metrics.best_f1_threshold(scores, anomalous),
-    }
+    """Above which a row is called anomalous, by how it was found; the first needs no labels.
+
+    It is what leaves the known ratio of the test rows above it, where the protocol knows one, else a quantile of
+    training scores. The other, in hindsight, is that of the best F1.
+    """
+    if job.split.ratio is not None:
+        name = f"the known ratio, {100 * job.split.ratio:.3g} % of the test rows"
+        first = metrics.quantile_threshold(scores, 1 - job.split.ratio)
+    else:
+        name = f"{100 * job.evaluation['quantile']:g} % of the training scores"
+        first = metrics.quantile_threshold(training_scores, job.evaluation["quantile"])
+    return {name: first, HINDSIGHT: metrics.best_f1_threshold(scores, anomalous)}
 
 
 def rows_seen(learned: Learned, train: Rows) -> int:
@@ -260,7 +293,7 @@ def write_tables(
 def losses_frame(history: list[Epoch]) -> pd.DataFrame:
     """One line an epoch: its stage, rows, seconds, losses and, where it was evaluated, AUROC."""
     facts = ["stage", "name", "epoch", "rows", "seconds", "auroc"]
-    lines = [{name: asdict(line)[name] for name in facts} | line.losses for line in history]
+    lines = [{name: getattr(line, name) for name in facts} | line.losses for line in history]
     return pd.DataFrame(lines or None, columns=None if lines else facts).dropna(axis="columns", how="all")
 
 

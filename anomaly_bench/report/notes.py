@@ -76,11 +76,35 @@ def _provenance(runs: Sequence[dict[str, Any]]) -> list[str]:
     machines = {str((run.get("machine") or {}).get("cpu")) for run in runs}
     versions = {", ".join(f"{k} {v}" for k, v in (run.get("versions") or {}).items()) for run in runs}
     lines = [f"Data: {_listed(sources)}; fingerprint {_listed(prints)}."]
+    lines += sorted({text for run in runs for text in _rows_of_numbers(run)})
     if len(prints) > 1:
         lines.append("The runs of this table did not all see the same data: their fingerprints differ.")
     lines.append(f"Device and precision: {'; '.join(sorted(devices))}. Processor: {_listed(machines)}.")
     revisions = {run.get("git") or "unknown" for run in runs}
     lines.append(f"Versions: {'; '.join(sorted(versions))}; revision {_listed(revisions)}.")
+    return lines
+
+
+def _rows_of_numbers(run: dict[str, Any]) -> list[str]:
+    """What its maker and a count say of a table: scaling, missing numbers, rows that come more than once."""
+    if "n_distinct" not in run:
+        return []
+    lines = [f"{run['data']}: {run['data_note']}"] if run.get("data_note") else []
+    if run.get("n_missing"):
+        lines.append(
+            f"{run['data']}: {run['n_missing']} missing numbers became medians of their columns' training rows."
+        )
+    repeated = "test rows come in the training rows too, because the data set has repeated rows"
+    if run["n_test_seen_in_training"]:
+        share = run["n_test_seen_in_training"] / run["n_test"]
+        lines.append(
+            f"{run['data']}: about {share:.0%} of the {repeated} ({run['n_distinct']} are distinct)."
+        )
+    if run.get("known_ratio") is not None:
+        lines.append(
+            f"{run['data']}: precision, recall and F1 call the {run['known_ratio']:.4g} of the test rows with "
+            "the highest scores anomalous, the known ratio."
+        )
     return lines
 
 

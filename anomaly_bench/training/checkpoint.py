@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -64,7 +64,7 @@ class Checkpoint:
             "stage": self.stage,
             "epoch": self.epoch,
             "over": self.over,
-            "history": [asdict(line) for line in self.history],
+            "history": [vars(line) for line in self.history],
             "groups": self.groups,
         }
         save_tensors(path, self.tensors, {"checkpoint": json.dumps(facts)})

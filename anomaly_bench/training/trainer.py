@@ -26,6 +26,9 @@ from anomaly_bench.training.scoring import autocast
 LOOK_EVERY = 50
 """Steps between two looks at the losses; in between nothing waits for the device."""
 
+KEPT = 100
+"""Epochs of a stage after which its state is kept, evenly spaced, if it has many."""
+
 
 class DivergedError(SettingError):
     """A loss that is not a finite number."""
@@ -114,7 +117,8 @@ class Trainer:
 
         Args:
             seed: of the order of the batches and of all that steps draw.
-            keep: file to keep the state in after every epoch; if it is there, the run goes on from it.
+            keep: file to keep the state in after every epoch, or every hundredth of a stage's epochs; if it
+                is there, the run goes on from it.
             evaluate: called every `eval_every` epochs, gives a figure for the history (the test AUROC).
 
         Raises:
@@ -143,7 +147,8 @@ class Trainer:
                     line = replace(line, auroc=evaluate())
                 history.append(line)
                 over = last or (stage.until is not None and stage.until(line.losses))
-                if keep is not None:
+                due = over or (epoch + 1) % max(1, self.epochs(stage) // KEPT) == 0
+                if keep is not None and due:
                     state_after(line, over, history, detector, stage, train.device, order).save(keep)
                 if over:
                     break
