@@ -19,7 +19,6 @@ from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 BATCH, SIZE, NZ = 64, 32, 100
 Measures = dict[str, Callable[..., float]]
@@ -97,6 +96,8 @@ class Bench:
 
 def gflop(function: Callable[[], Any], images: int) -> float:
     """Floating-point operations an image in 10^9, two for each multiplication with addition."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import, and not part of anyone's start-up
+
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops() / images / 1e9
