@@ -116,6 +116,8 @@ def task(settings: Any, outcome: dict[str, BaseException]) -> None:
     names = {
         group: str(hydra.runtime.choices[group]) for group in ("model", "data", "protocol", "evaluation")
     }
+    if experiment := hydra.runtime.choices.get("experiment"):
+        names["experiment"] = str(experiment)
     overrides = list(hydra.overrides.task)
     alone = hydra.mode != RunMode.MULTIRUN
     note: dict[str, Any] = {"overrides": overrides}
@@ -123,18 +125,16 @@ def task(settings: Any, outcome: dict[str, BaseException]) -> None:
         folder = one_run(settings, names, overrides)
         note["folder"] = str(folder)
         if alone:
-            print_run(folder)
+            print(f"{summary(folder)}\n{folder}")
+        else:
+            log.info(summary(folder))
     except Exception as error:
         outcome["error"] = error
-        note["error"] = explained(error, overrides) or one_line(f"{type(error).__name__}: {error}")
+        note["error"] = reason(error, overrides)
     if alone:
         return
-    if "error" in note:
-        log.error("failed: %s: %s", " ".join(overrides), note["error"])
-    from anomaly_bench.record import write_json
-
     outcome.clear()
-    write_json(notes_of_sweep(settings.runs_dir) / f"{hydra.job.num}.json", note)
+    leave_note(settings.runs_dir, hydra.job.num, note)
 
 
 def one_run(settings: Any, names: dict[str, str], overrides: list[str]) -> Path:
@@ -144,21 +144,30 @@ def one_run(settings: Any, names: dict[str, str], overrides: list[str]) -> Path:
     return run(settings, names, overrides)
 
 
-def print_run(folder: Path) -> None:
-    """The figures of one finished run."""
+def summary(folder: Path) -> str:
+    """The figures of one finished run, in a line."""
     from anomaly_bench.record import read_json
 
     figures, run = read_json(folder / "metrics.json"), read_json(folder / "run.json")
-    print(
+    return (
         f"AUROC {figures['auroc']:.3f}, untrained {figures['auroc_untrained']:.3f}: {run['model']} on "
         f"{run['data']}, {run['case']}, seed {run['seed']}, {run['epochs_done']} epochs, "
-        f"{figures['train_seconds']:.0f} s of training\n{folder}"
+        f"{figures['train_seconds']:.0f} s of training"
     )
 
 
 def notes_of_sweep(runs_dir: str) -> Path:
     """Where the jobs of this sweep say how they ended."""
     return Path(runs_dir) / ".sweeps" / os.environ[SWEEP]
+
+
+def leave_note(runs_dir: str, number: int, note: dict[str, Any]) -> None:
+    """Say how job `number` of this sweep ended: its `overrides`, and its `folder` or the `error`."""
+    from anomaly_bench.record import write_json
+
+    if "error" in note:
+        log.error("failed: %s: %s", " ".join(note["overrides"]), note["error"])
+    write_json(notes_of_sweep(runs_dir) / f"{number}.json", note)
 
 
 class SweepTable:
@@ -172,7 +181,7 @@ class SweepTable:
         notes = [json.loads(path.read_text()) for path in notes_of_sweep(config.runs_dir).glob("*.json")]
         records = [found for note in notes if "folder" in note for found in read_records(note["folder"])]
         if records:
-            print(text_of(records))
+            print(text_of(records, config.hydra.runtime.choices.get("experiment")))
         failed = [note for note in notes if "error" in note]
         for note in failed:
             print(f"failed: {' '.join(note['overrides'])}: {note['error']}")
@@ -226,6 +235,11 @@ def explained(error: Exception, arguments: Sequence[str]) -> str | None:
     return f"{one_line(error)}: {reason}" if reason else one_line(error)
 
 
+def reason(error: Exception, overrides: Sequence[str]) -> str:
+    """Why a job of a sweep failed, in a line."""
+    return explained(error, overrides) or one_line(f"{type(error).__name__}: {error}")
+
+
 def did_you_mean(wanted: str, arguments: Sequence[str]) -> str:
     """The keys there are that come closest."""
     close = difflib.get_close_matches(wanted, known_keys(arguments), n=3, cutoff=0.6)
@@ -273,20 +287,22 @@ def score(arguments: list[str]) -> int:
     """`score RUN_DIR FILES_OR_FOLDER`: a trained run on new files: score, verdict, percentile."""
     parser = argparse.ArgumentParser("anomaly-bench score", description=score.__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a finished run")
-    parser.add_argument("files", nargs="+", type=Path, help="images, or folders of images")
+    parser.add_argument("files", nargs="+", type=Path, help="images or folders of images; or tables")
     parser.add_argument("--output", type=Path, help="CSV to write; default: the terminal")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     given = parser.parse_args(arguments)
-    from anomaly_bench.record import write_csv
+    from anomaly_bench.record import safe_csv, write_csv
     from anomaly_bench.score import score_files
 
     table = score_files(given.run_dir, given.files, given.device)
     if given.output is None:
-        print(table.to_csv(index=False), end="")
+        print(safe_csv(table).to_csv(index=False), end="")
         return 0
     write_csv(given.output, table)
     anomalous = table["verdict"].tolist().count("anomalous")
-    print(f"{given.output}: {len(table)} files, {anomalous} of them anomalous")
+    print(
+        f"{given.output}: {len(table)} {'rows' if 'row' in table else 'files'}, {anomalous} of them anomalous"
+    )
     return 0
 
 
@@ -302,14 +318,14 @@ def list_choices(arguments: list[str]) -> int:
         if given.what is None:
             print(title)
         for path in choices:
-            print(f"  {path.stem:<22}{headline(path)}")
+            print(f"  {path.stem:<26}{headline(path)}")
     return 0
 
 
 def headline(path: Path) -> str:
-    """The first comment of a config, which says what it is."""
+    """The first comment of a config, which says what it is; Hydra's own `# @package` stands above it."""
     with path.open(encoding="utf-8") as lines:
-        return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("# ")), "")
+        return next((line.lstrip("# ").rstrip() for line in lines if re.match("# [^@]", line)), "")
 
 
 if __name__ == "__main__":

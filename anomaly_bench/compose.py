@@ -1,7 +1,9 @@
 """From settings to what one run is made of: data, split, trainer, detector, and the folder they end in."""
 
+import hashlib
+import os
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from anomaly_bench import record
+from anomaly_bench.data import shared
 from anomaly_bench.data.dataset import Dataset
+from anomaly_bench.data.scaling import Scaler, fit_scaler
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
 from anomaly_bench.protocols import Split
 from anomaly_bench.rows import Rows
+from anomaly_bench.sweep import SHARED
 from anomaly_bench.training.trainer import Trainer
 
-NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "data", "trainer")
+NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "point", "data", "trainer")
 """Settings that cannot change the numbers, that stand in the run's name, or are hashed by what they come to."""
+
+
+SCALER = "scaler.safetensors"
+"""The file of a run that holds its fitted scaler."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,9 @@ class Job:
 
     Attributes:
         settings: the composed config, and `values` the same as plain values.
-        names: what was chosen of the groups `model`, `data`, `protocol` and `evaluation`.
+        names: what was chosen of the groups `model`, `data`, `protocol`, `evaluation` and, if it was, `experiment`.
         overrides: what the user typed.
+        scaler: of rows of numbers, fitted as `evaluation.scaling` has it; None for images.
         settings_hash: of every setting that can change the numbers, but for class and seed.
     """
 
@@ -41,6 +51,7 @@ class Job:
     overrides: list[str]
     dataset: Dataset
     split: Split
+    scaler: Scaler | None
     trainer: Trainer
     folder: Path
     settings_hash: str
@@ -54,6 +65,11 @@ class Job:
     def evaluation(self) -> dict[str, Any]:
         """The switches of `evaluation`."""
         return self.values["evaluation"]
+
+    @cached_property
+    def x(self) -> Tensor:
+        """All rows of the data set as a detector takes them: images as they are, rows of numbers scaled."""
+        return self.dataset.x if self.scaler is None else self.scaler(self.dataset.x)
 
     @property
     def title(self) -> str:
@@ -76,7 +92,7 @@ class Job:
 def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Job:
     """Load the data, split them, and name the run."""
     values = plain(settings)
-    dataset = load_data(OmegaConf.to_yaml(settings.data, resolve=True))
+    dataset = load_data(data_yaml(settings))
     split = instantiate(settings.protocol).split(dataset, settings.seed)
     if transductive(settings.model):
         split = replace(split, train=split.test)
@@ -85,20 +101,56 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     trainer = Trainer(**values["trainer"] | {"eval_every": eval_every})
     digest = record.settings_hash(
         {key: value for key, value in values.items() if key not in NOT_HASHED}
-        | {"data": [dataset.fingerprint(), dataset.mean, dataset.std]}
+        | {"data": [dataset.fingerprint(), *scale_of(dataset)]}
         | {"trainer": values["trainer"] | {"device": None, "precision": trainer.precision}}
     )
     name = record.run_name(
         names["data"], names["protocol"], names["model"], split.case, settings.seed, digest
     )
     folder = Path(settings.runs_dir) / name
-    return Job(settings, values, names, overrides, dataset, split, trainer, folder, digest)
+    scaler = scaler_for(dataset, split, values["evaluation"]["scaling"])
+    return Job(settings, values, names, overrides, dataset, split, scaler, trainer, folder, digest)
+
+
+def scale_of(dataset: Dataset) -> list[Any]:
+    """What decides how a data set's rows are scaled."""
+    return [dataset.mean, dataset.std] if dataset.x.dtype == torch.uint8 else [dataset.scale]
+
+
+def scaler_for(dataset: Dataset, split: Split, fitted_on: str) -> Scaler | None:
+    """The scaler of rows of numbers, fitted on the training rows, or on `all`; None for images."""
+    if dataset.x.dtype == torch.uint8:
+        return None
+    x = dataset.x if fitted_on == "all" else dataset.x[torch.from_numpy(split.train)]
+    return fit_scaler(x, dataset.scale)
 
 
 @lru_cache(maxsize=2)
 def load_data(yaml: str) -> Dataset:
-    """The data set of a `data` config, loaded once for all runs of a sweep."""
+    """The data set of a `data` config, once for all runs of a process; mapped, where workers share it."""
+    place = shared_place(yaml)
+    if place is not None and place.exists():
+        return shared.load(place)
     return instantiate(OmegaConf.create(yaml))
+
+
+def share_data(settings: DictConfig) -> None:
+    """Load the data set of `settings` once for all workers of a sweep."""
+    yaml = data_yaml(settings)
+    place = shared_place(yaml)
+    assert place is not None
+    shared.save(instantiate(OmegaConf.create(yaml)), place)
+
+
+def data_yaml(settings: DictConfig) -> str:
+    """What says which data set it is."""
+    return OmegaConf.to_yaml(settings.data, resolve=True)
+
+
+def shared_place(yaml: str) -> Path | None:
+    """Where the workers of a sweep share a data set; None in a process that is not one."""
+    folder = os.environ.get(SHARED)
+    return Path(folder) / hashlib.sha256(yaml.encode()).hexdigest() if folder else None
 
 
 def plain(settings: DictConfig) -> dict[str, Any]:
@@ -151,6 +203,7 @@ class Trained:
 
     detector: Detector
     trainer: Trainer
+    scaler: Scaler | None
     values: dict[str, Any]
     run: dict[str, Any]
     metrics: dict[str, Any]
@@ -168,4 +221,6 @@ def load_run(folder: Path, device: str = "auto") -> Trained:
     trainer = Trainer(**values["trainer"] | {"device": device, "precision": kept["precision"]})
     detector = build(settings.model, tuple(kept["shape"]))
     detector.load_state_dict(load_file(folder / "model.safetensors"))
-    return Trained(trainer.place(detector).eval(), trainer, values, kept, figures)
+    scaler = folder / SCALER
+    scaling = Scaler(**load_file(scaler)) if scaler.exists() else None
+    return Trained(trainer.place(detector).eval(), trainer, scaling, values, kept, figures)

@@ -52,6 +52,28 @@ def measure(scores: ArrayLike, anomalous: ArrayLike, threshold: float) -> dict[s
     return {name: float(number) for name, number in numbers.items()}
 
 
+def auroc_interval(
+    scores: ArrayLike, anomalous: ArrayLike, *, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Ends of the 95 % interval of the AUROC by a bootstrap that resamples normal and anomalous rows apart.
+
+    It tells how far the AUROC moves with the choice of the test rows, not with the seed of the training. The
+    ends are the 2.5 and 97.5 % quantiles of `resamples` AUROCs. Raises as `auroc` does.
+    """
+    scores, anomalous = _checked(scores, anomalous)
+    normal, abnormal = np.sort(scores[~anomalous]), np.sort(scores[anomalous])
+    first, last = np.searchsorted(normal, abnormal), np.searchsorted(normal, abnormal, "right")
+    rng, n, m = np.random.default_rng(seed), len(normal), len(abnormal)
+    below = np.zeros(n + 1, np.int64)  # drawn normal rows below each place in their order
+    areas = np.empty(resamples)
+    for number in range(resamples):
+        np.cumsum(np.bincount(rng.integers(n, size=n, dtype=np.uint32), minlength=n), out=below[1:])
+        beaten = below[first] + below[last]  # by each anomalous row, counted twice so that a tie is a half
+        areas[number] = beaten[rng.integers(m, size=m, dtype=np.uint32)].sum()
+    low, high = np.quantile(areas / (2 * n * m), (0.025, 0.975))
+    return float(low), float(high)
+
+
 def per_class(
     scores: ArrayLike, anomalous: ArrayLike, classes: ArrayLike, class_names: Sequence[str]
 ) -> dict[str, float]:

@@ -17,11 +17,13 @@ class Split:
     """Which rows of a data set train and which are tested.
 
     Attributes:
-        train: int64 row numbers, ascending; no anomalous row is among them, unless train is test.
+        train: int64 row numbers, ascending; anomalous rows are among them only where a protocol says so.
         test: int64 row numbers `[n_test]`, ascending; none is in `train`, unless train is test.
         anomalous: bool `[n_test]`, the truth about the test rows.
         case: what is swept, for the run's name: `abnormal-2`, `normal-cat`, `folder`.
         class_index: of the class that is swept; None where none is.
+        ratio: the known share of anomalous rows; where it is given, so many of the test rows are called
+            anomalous, those with the highest scores.
     """
 
     train: np.ndarray
@@ -29,6 +31,7 @@ class Split:
     anomalous: np.ndarray
     case: str
     class_index: int | None = None
+    ratio: float | None = None
 
     @property
     def transductive(self) -> bool:
@@ -149,6 +152,53 @@ class Contaminated:
         rows = np.sort(rows)
         case = f"normal-{dataset.class_names[normal]}"
         return checked(Split(rows, rows, dataset.classes[rows] != normal, case, normal), dataset)
+
+
+KNOWN_RATIO = {"kddcup99": 0.2, "kddcup99_rev": 0.2, "thyroid": 0.025, "arrhythmia": 0.15}
+"""Shares of anomalous rows as the DAGMM paper rounds them (its Table 1), by data set."""
+
+
+@dataclass(frozen=True)
+class TabularHalf:
+    """A random half of all rows, less its anomalous ones, trains; the other half is tested (DAGMM, section 4.3).
+
+    The known ratio of anomalous rows sets the threshold: that share of the test rows, those with the highest
+    scores, is called anomalous. The paper does not say of which rows; recall / precision in its Table 2
+    equals ratio / (true share), as it does for test rows at their natural share.
+
+    Args:
+        normal_class: index or name; all other classes are anomalous.
+        contamination: share of anomalous rows among the training rows, from 0 and below 1 (the paper's
+            Table 3): drawn from those of the training half. The paper's "mixed with c % of samples from the
+            anomaly class" can also be read as a share of the anomalous rows.
+        ratio: the known ratio; None is the paper's for its own data sets, else the data set's own share.
+    """
+
+    normal_class: int | str
+    contamination: float = 0.0
+    ratio: float | None = None
+
+    def split(self, dataset: Dataset, seed: int) -> Split:
+        """The rows for this seed; the same on every machine."""
+        normal = class_index(dataset, self.normal_class, "normal_class")
+        anomalous = dataset.classes != normal
+        for name, value in (("contamination", self.contamination), ("ratio", self.ratio)):
+            if value is not None and not 0 <= value < 1:
+                raise SettingError(f"protocol.{name}={value}: allowed is from 0 and below 1")
+        order = shuffled(np.arange(len(anomalous)), seed)
+        half, test = order[: len(order) // 2], np.sort(order[len(order) // 2 :])
+        clean, others = half[~anomalous[half]], half[anomalous[half]]
+        wanted = round(len(clean) * self.contamination / (1 - self.contamination))
+        if wanted > len(others):
+            most = len(others) / max(1, len(half))
+            raise SettingError(
+                f"protocol.contamination={self.contamination}: the training half of data={dataset.name} has "
+                f"{len(others)} anomalous rows; allowed is up to {most:.4f}"
+            )
+        train = np.sort(np.concatenate([clean, others[:wanted]]))
+        ratio = self.ratio or KNOWN_RATIO.get(dataset.name) or float(anomalous.mean())
+        case = f"normal-{dataset.class_names[normal]}"
+        return checked(Split(train, test, anomalous[test], case, ratio=ratio), dataset)
 
 
 def is_normal(class_name: str) -> bool:

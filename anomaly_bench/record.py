@@ -24,6 +24,7 @@ log = logging.getLogger("anomaly_bench")
 
 PACKAGES = ("anomaly-bench", "torch", "torchvision", "numpy", "scikit-learn")
 SWEPT = frozenset({"abnormal_class", "normal_class", "seed"})
+FORMULA = frozenset("=+-@\t\r")
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,17 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table without its index."""
+    """Write a table without its index.
+
+    A text that a spreadsheet would run as a formula, for it begins with = + - @, gets a ' in front.
+    """
     with replacing(path) as temporary:
-        frame.to_csv(temporary, index=False)
+        safe_csv(frame).to_csv(temporary, index=False)
+
+
+def safe_csv(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with a ' before each text that begins as a formula does; numbers stay as they are."""
+    return frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell[:1] in FORMULA else cell)
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
 from anomaly_bench import metrics, record
-from anomaly_bench.compose import Job, compose
+from anomaly_bench.compose import SCALER, Job, compose
+from anomaly_bench.data.dataset import row_hashes
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
 from anomaly_bench.report.pictures import Shown, draw_run
 from anomaly_bench.rows import Rows
-from anomaly_bench.training.checkpoint import Checkpoint, Epoch, kept_fact, save_weights
+from anomaly_bench.training.checkpoint import Checkpoint, Epoch, kept_fact, save_tensors, save_weights
 from anomaly_bench.training.control import untrained
 from anomaly_bench.training.scoring import explain_rows, score_rows
 from anomaly_bench.training.trainer import Learned
@@ -31,6 +31,8 @@ log = logging.getLogger("anomaly_bench")
 TRAINING_SAMPLE = 1024
 """Training rows that are scored for the threshold and for the percentiles of new files."""
 
+HINDSIGHT = "best F1, has seen the test labels"
+
 UNFINISHED_ONLY = ("checkpoint.safetensors", "best.safetensors")
 
 
@@ -39,7 +41,7 @@ def run(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Pa
 
     Args:
         settings: the composed config.
-        names: what was chosen of the groups `model`, `data`, `protocol` and `evaluation`.
+        names: what was chosen of the groups `model`, `data`, `protocol`, `evaluation` and, if it was, `experiment`.
         overrides: what the user typed.
 
     Raises:
@@ -48,6 +50,7 @@ def run(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Pa
     job = compose(settings, names, overrides)
     if (job.folder / "metrics.json").exists() and not settings.rerun:
         log.info("finished already: %s (rerun=true computes it again)", job.folder)
+        join(job)
         return job.folder
     begin(job)
     try:
@@ -66,6 +69,15 @@ def begin(job: Job) -> None:
     record.write_text(job.folder / "config.yaml", OmegaConf.to_yaml(job.settings, resolve=True))
     if not (job.folder / "run.json").exists():
         record.write_json(job.folder / "run.json", provenance(job))
+    join(job)
+
+
+def join(job: Job) -> None:
+    """Add the experiment that asks for this run to those it is part of, which `run.json` names."""
+    kept, name = record.read_json(job.folder / "run.json"), job.names.get("experiment")
+    names = kept.get("experiments") or []
+    if name and name not in names:
+        record.write_json(job.folder / "run.json", kept | {"experiments": [*names, name]})
 
 
 def provenance(job: Job) -> dict[str, Any]:
@@ -87,6 +99,7 @@ def provenance(job: Job) -> dict[str, Any]:
         "data_formats": sorted({Path(file).suffix.lower() for file in job.dataset.files or ()}),
         "data_fingerprint": job.dataset.fingerprint(),
         "data_classes": list(job.dataset.class_names),
+        **facts_of_rows(job),
         "n_train": len(job.split.train),
         "n_test": len(job.split.test),
         "n_anomalous": int(job.split.anomalous.sum()),
@@ -101,12 +114,32 @@ def provenance(job: Job) -> dict[str, Any]:
     }
 
 
+def facts_of_rows(job: Job) -> dict[str, Any]:
+    """What is known of rows of numbers only: columns, scaling, missing numbers, rows that come more than once."""
+    if job.scaler is None:
+        return {}
+    x, split = job.dataset.x, job.split
+    hashes = row_hashes(x)
+    return {
+        # a name for numbers, a name and its values for a category
+        "columns": [
+            [name, *values] if values is not None else name for name, values in job.dataset.columns or ()
+        ],
+        "scale": job.dataset.scale,
+        "data_note": job.dataset.note,
+        "known_ratio": split.ratio,
+        "n_missing": int(x.isnan().sum()),
+        "n_distinct": len(np.unique(hashes)),
+        "n_test_seen_in_training": int(np.isin(hashes[split.test], hashes[split.train]).sum()),
+    }
+
+
 def compute(job: Job) -> None:
     """The run itself; `metrics.json` is written last."""
-    x, order = job.dataset.x, test_order(job)
+    x, order = job.x, test_order(job)
     train, test = job.rows(x[job.split.train]), job.rows(x[job.split.test[order]])
     anomalous = job.split.anomalous[order]
-    control = control_auroc(job, train, test, anomalous)
+    control = control_numbers(job, train, test, anomalous)
 
     detector = job.build()
     learned = job.trainer.learn(
@@ -123,10 +156,12 @@ def compute(job: Job) -> None:
     scores = scores_of(job, detector, test)
     seconds = time.perf_counter() - started
     training_scores = scores_of(job, detector, job.rows(x[some(job.split.train, TRAINING_SAMPLE, job.seed)]))
-    threshold = threshold_of(job, scores, anomalous, training_scores)
+    thresholds = thresholds_of(job, scores, anomalous, training_scores)
+    threshold = thresholds[HINDSIGHT] if job.evaluation["hindsight"] else next(iter(thresholds.values()))
     classes = job.dataset.classes[job.split.test[order]]
     numbers = metrics.measure(scores, anomalous, threshold) | {
-        "auroc_untrained": control,
+        "auroc_interval": metrics.auroc_interval(scores, anomalous),
+        **control,
         "per_class": metrics.per_class(scores, anomalous, classes, job.dataset.class_names),
         "train_seconds": learned.seconds,
         "train_images_per_s": rows_seen(learned, train) / learned.seconds,
@@ -139,10 +174,12 @@ def compute(job: Job) -> None:
     warn_of_flat(scores)
     write_tables(job, scores, anomalous, order, learned.history)
     save_weights(job.folder / "model.safetensors", detector)
+    if job.scaler is not None:
+        save_tensors(job.folder / SCALER, job.scaler._asdict(), {})
     draw_run(
         job.folder / "figures",
         job.title,
-        (scores, anomalous, threshold),
+        (scores, anomalous, thresholds),
         losses_frame(learned.history),
         lambda positions: shown(job, detector, test, positions),
     )
@@ -169,18 +206,23 @@ def scores_of(job: Job, detector: Detector, rows: Rows) -> np.ndarray:
         precision=job.trainer.precision,
         batch_size=job.evaluation["batch_size"],
         batch_statistics=job.evaluation["batch_norm"] == "batch",
+        fold=job.trainer.fold,
     )
     return scores.numpy()
 
 
-def control_auroc(job: Job, train: Rows, test: Rows, anomalous: np.ndarray) -> float:
-    """AUROC of the untrained control, computed once and kept in `run.json`."""
+def control_numbers(job: Job, train: Rows, test: Rows, anomalous: np.ndarray) -> dict[str, float]:
+    """AUROC of the untrained control, and its F1 at a known ratio, computed once and kept in `run.json`."""
     kept = record.read_json(job.folder / "run.json")
     if "auroc_untrained" not in kept:
         detector, kind = untrained(job.build, train, job.seed)
-        kept |= {"auroc_untrained": metrics.auroc(scores_of(job, detector, test), anomalous), "control": kind}
+        scores = scores_of(job, detector, test)
+        kept |= {"auroc_untrained": metrics.auroc(scores, anomalous), "control": kind}
+        if (ratio := job.split.ratio) is not None:
+            threshold = metrics.quantile_threshold(scores, 1 - ratio)
+            kept["f1_untrained"] = metrics.measure(scores, anomalous, threshold)["f1"]
         record.write_json(job.folder / "run.json", kept)
-    return kept["auroc_untrained"]
+    return {name: kept[name] for name in ("auroc_untrained", "f1_untrained") if name in kept}
 
 
 def evaluator(job: Job, detector: Detector, test: Rows, anomalous: np.ndarray) -> Callable[[], float]:
@@ -196,11 +238,21 @@ def evaluator(job: Job, detector: Detector, test: Rows, anomalous: np.ndarray) -
     return evaluate
 
 
-def threshold_of(job: Job, scores: np.ndarray, anomalous: np.ndarray, training_scores: np.ndarray) -> float:
-    """Above which a row is called anomalous: a quantile of training scores, or in hindsight the best F1's."""
-    if job.evaluation["hindsight"]:
-        return metrics.best_f1_threshold(scores, anomalous)
-    return metrics.quantile_threshold(training_scores, job.evaluation["quantile"])
+def thresholds_of(
+    job: Job, scores: np.ndarray, anomalous: np.ndarray, training_scores: np.ndarray
+) -> dict[str, float]:
+    """Above which a row is called anomalous, by how it was found; the first needs no labels.
+
+    It is what leaves the known ratio of the test rows above it, where the protocol knows one, else a quantile of
+    training scores. The other, in hindsight, is that of the best F1.
+    """
+    if job.split.ratio is not None:
+        name = f"the known ratio, {100 * job.split.ratio:.3g} % of the test rows"
+        first = metrics.quantile_threshold(scores, 1 - job.split.ratio)
+    else:
+        name = f"{100 * job.evaluation['quantile']:g} % of the training scores"
+        first = metrics.quantile_threshold(training_scores, job.evaluation["quantile"])
+    return {name: first, HINDSIGHT: metrics.best_f1_threshold(scores, anomalous)}
 
 
 def rows_seen(learned: Learned, train: Rows) -> int:
@@ -241,7 +293,7 @@ def write_tables(
 def losses_frame(history: list[Epoch]) -> pd.DataFrame:
     """One line an epoch: its stage, rows, seconds, losses and, where it was evaluated, AUROC."""
     facts = ["stage", "name", "epoch", "rows", "seconds", "auroc"]
-    lines = [{name: asdict(line)[name] for name in facts} | line.losses for line in history]
+    lines = [{name: getattr(line, name) for name in facts} | line.losses for line in history]
     return pd.DataFrame(lines or None, columns=None if lines else facts).dropna(axis="columns", how="all")
 
 
@@ -267,7 +319,10 @@ def shown(job: Job, detector: Detector, test: Rows, positions: np.ndarray) -> Sh
 
 def finish(job: Job, learned: Learned, training_scores: np.ndarray, numbers: dict[str, Any]) -> None:
     """Complete `run.json`, write `metrics.json`, and drop what only an unfinished run needs."""
-    done = {line.stage: {"name": line.name, "epochs_done": line.epoch} for line in learned.history}
+    done = {
+        line.stage: {"name": line.name, "epochs_done": line.epoch, "step": line.step}
+        for line in learned.history
+    }
     kept = record.read_json(job.folder / "run.json") | {
         "stages": list(done.values()),
         "epochs_done": len(learned.history),

@@ -58,6 +58,9 @@ class TrainerSettings:
     max_epochs: int | None = None
     eval_every: int = 0
     channels_last: bool = True
+    compile: str = "auto"
+    gemm: bool = True
+    fold: bool = True
 
 
 @dataclass
@@ -72,5 +75,6 @@ class Settings:
     abnormal_class: int | str = 0
     normal_class: int | str = 0
     seed: int = 0
+    point: Any = None
     runs_dir: str = "runs"
     rerun: bool = False

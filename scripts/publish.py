@@ -1,24 +1,36 @@
 """Put finished runs into a folder of results/: their records, and the tables made from these alone.
 
-    python scripts/publish.py runs results/ganomaly_mnist data=mnist model=ganomaly
+    python scripts/publish.py runs results/ganomaly_mnist experiments=ganomaly_mnist
 
 copies the records of the finished runs under `runs` whose `run.json` says so, without weights and without the
 places where data lay, and writes the report beside them. Called with the results folder alone, it makes the
 report again from the records there:
 
     python scripts/publish.py results/ganomaly_mnist
+
+Each time it also writes the index in the README.md of the folder above, from all records below that.
 """
 
 import argparse
 import re
+import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
+
+import pandas as pd
 
 from anomaly_bench.errors import SettingError
 from anomaly_bench.record import Record, read_records, write_json, write_text
+from anomaly_bench.report.beside import paper_tables
+from anomaly_bench.report.formats import MARKDOWN
+from anomaly_bench.report.notes import source
+from anomaly_bench.report.results import Line, span
 from anomaly_bench.report.tables import write_report
+
+INDEX = "<!-- What follows is written by scripts/publish.py, from the records. -->\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,10 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="[RUNS_DIR] RESULTS_FOLDER [KEY=VALUE ...]")
     given = [str(folder) for folder in parser.parse_args(arguments).folders]
     conditions = dict(text.split("=", 1) for text in given if "=" in text)
-    *sources, target = [Path(text) for text in given if "=" not in text]
-    for source in sources:
-        copy_records(source, target, conditions)
+    *runs_dirs, target = [Path(text) for text in given if "=" not in text]
+    for runs_dir in runs_dirs:
+        copy_records(runs_dir, target, conditions)
     publish(target)
+    write_index(target.parent)
 
 
 def copy_records(runs_dir: Path, target: Path, conditions: dict[str, str]) -> None:
@@ -54,8 +67,10 @@ def copy_records(runs_dir: Path, target: Path, conditions: dict[str, str]) -> No
 
 
 def fits(record: Record, conditions: dict[str, str]) -> bool:
-    """Whether a run is finished and its `run.json` has these values."""
-    wanted = all(str(record.run.get(key)) == value for key, value in conditions.items())
+    """Whether a run is finished and its `run.json` has these values, or lists that hold them."""
+    held = {key: record.run.get(key) for key in conditions}
+    facts = {key: value if isinstance(value, list) else [value] for key, value in held.items()}
+    wanted = all(value in map(str, facts[key]) for key, value in conditions.items())
     return record.status == "finished" and wanted
 
 
@@ -68,23 +83,81 @@ def publish(target: Path) -> None:
 
 
 def commands(records: Sequence[Record]) -> str:
-    """The sweeps that make these runs, one for each set of settings, as indented lines."""
-    sweeps: dict[tuple[str, ...], dict[str, dict[str, None]]] = {}
+    """The sweeps that make these runs, as indented lines."""
+    return "".join(f"    {line}\n" for line in sweeps(records))
+
+
+def sweeps(records: Sequence[Record]) -> list[str]:
+    """The commands that make these runs, one for each set of settings."""
+    by_keys: dict[tuple[str, ...], dict[str, dict[str, None]]] = {}
     for record in records:
         pairs = [text.split("=", 1) for text in record.run["overrides"]]
-        values = sweeps.setdefault(tuple(key for key, _ in pairs), {})
+        values = by_keys.setdefault(tuple(key for key, _ in pairs), {})
         for key, value in pairs:
             values.setdefault(key, {})[value] = None
-    lines = [
-        " ".join(f"{key}={','.join(sorted(each))}" for key, each in sweep.items())
-        for sweep in sweeps.values()
-    ]
-    return "".join(f"    anomaly-bench -m {line}\n" for line in lines)
+    texts = [[f"{key}={','.join(sorted(each))}" for key, each in sweep.items()] for sweep in by_keys.values()]
+    return [shlex.join(["anomaly-bench", "-m", *words]) for words in texts]
 
 
 def remake(target: Path) -> str:
     """The command that makes the report again."""
     return f"`python scripts/publish.py {target.as_posix()}`"
+
+
+def write_index(results: Path) -> None:
+    """Write the table of all results below what `README.md` says of them."""
+    lines = [line for folder in sorted(results.glob("*/records")) for line in index_lines(folder.parent)]
+    table = pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+    page = results / "README.md"
+    text = page.read_text(encoding="utf-8").partition(INDEX)[0] if page.exists() else ""
+    write_text(page, f"{text}{INDEX}\n{table}\n")
+
+
+def index_lines(folder: Path) -> list[dict[str, str]]:
+    """What the index says of a folder: a line for each of the papers' tables its records stand beside, or one."""
+    records = read_records(folder / "records")
+    runs = [record.run for record in records]
+    first = {
+        "results": f"[{folder.name}]({folder.name}/README.md)",
+        "made": max(str(run["finished"])[:10] for run in runs),
+    }
+    rest = {
+        "command": "<br>".join(f"`{line}`" for line in sweeps(records)),
+        "data": listed(source(run) for run in runs),
+        "machine": listed(
+            f"{run['machine']['cpu']}, {run['machine']['cores']} cores; {run['device']}, {run['precision']}"
+            for run in runs
+        ),
+        "versions": listed(
+            ", ".join(f"{name} {run['versions'][name]}" for name in ("anomaly-bench", "python", "torch"))
+            for run in runs
+        ),
+    }
+    found = [distance(table.cells) for table in paper_tables(records)]
+    return [
+        first | {"beside the paper": told} | rest for told in found or ["no paper's number to compare with"]
+    ]
+
+
+def distance(cells: Sequence[Line]) -> str:
+    """How far the runs are from a paper's table: the mean difference, what was reached, and with what."""
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for cell in cells:
+        if cell["n"] and cell["class"] != "mean":
+            groups.setdefault((cell["model"], cell["evaluation"]), []).append(cell)
+    told = []
+    for names, own in groups.items():
+        marks = [cell["reached"] for cell in own if cell["reached"] is not None]
+        reached = f", {sum(marks)} of {len(marks)} reached" if marks else ""
+        epochs = ", ".join(sorted({cell["epochs"] for cell in own}))
+        far = f"{fmean(cell['difference'] for cell in own):+.3f} on average{reached}"
+        told.append(f"{', '.join(names)}: {far} (seeds: {span(cell['n'] for cell in own)}; epochs: {epochs})")
+    return f"{cells[0]['table']}: {'; '.join(told)}".translate(MARKDOWN)
+
+
+def listed(texts: Iterable[str]) -> str:
+    """The different ones, escaped."""
+    return "; ".join(sorted(set(texts))).translate(MARKDOWN)
 
 
 if __name__ == "__main__":

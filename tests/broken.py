@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -206,6 +207,21 @@ class OwnRandomState(Following):
 
     def score(self, x: Tensor) -> Tensor:
         return super().score(x) + 1e-9 * self.noise(x).mean()
+
+
+class CountingInAList(Rebuilding):
+    """Learns in every second step only, by a count that a recorded step does not see."""
+
+    def stage(self, name: str = "rebuilding") -> Stage:
+        stage, seen = super().stage(name), []
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            seen.append(len(batch.x))
+            if len(seen) % 2:
+                return stage.step(batch)
+            return detached(error=mse_loss(self.rebuilt(batch.x), batch.x))
+
+        return replace(stage, step=step)
 
 
 class LocalAcrossAYield(Following):

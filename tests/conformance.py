@@ -33,6 +33,7 @@ Build = Callable[[tuple[int, ...]], Detector]
 
 FULL = Trainer(device="cpu", precision="fp32")
 SHORT = Trainer(device="cpu", precision="fp32", max_epochs=2)
+RECORDED = Trainer(device="cpu", precision="fp32", max_epochs=2, compile="graph", gemm=False)
 SHORT_AND_SCORED = Trainer(device="cpu", precision="fp32", max_epochs=2, eval_every=1)
 
 TOLERANCE = 1e-5
@@ -78,16 +79,19 @@ class Case:
         build: gives a fresh one for a shape; picklable, so that a new process can build one too.
         unmoved: parameters that training need not move, as a pattern of their names, each with the reason.
         good_control: it is excused from being better than the untrained control.
+        on_rows: its settings are meant for rows, though it takes images as well.
     """
 
     build: Build
     unmoved: dict[str, str] = field(default_factory=dict)
     good_control: bool = False
+    on_rows: bool = False
 
     @cached_property
     def toy(self) -> Toy:
         """Images of the smallest size that it takes, else rows."""
-        size = next((side for side in (16, 28, 32, 64) if self.takes((1, side, side))), None)
+        sides = () if self.on_rows else (16, 28, 32, 64)
+        size = next((side for side in sides if self.takes((1, side, side))), None)
         return toy_images(size) if size else toy_rows(8)
 
     def takes(self, shape: tuple[int, ...]) -> bool:
@@ -257,6 +261,14 @@ def resumes_to_the_same_bits(case: Case) -> None:
             assert torch.equal(scores_of(resumed, case.test), scores), f"{when}: it scores otherwise"
 
 
+def replays_to_the_same_bits(case: Case) -> None:
+    """A step that is recorded once and replayed does what the step as it is written does."""
+    written, replayed = case.fresh(), case.fresh()
+    SHORT.learn(written, case.train, seed=0)
+    RECORDED.learn(replayed, case.train, seed=0)
+    assert_same_bits(replayed.state_dict(), kept_state(written), "recorded and replayed")
+
+
 def before_each_step(detector: Detector, call: Callable[[], None]) -> None:
     """Have `call` called before every step of every stage of this one detector."""
     stages = detector.stages
@@ -318,7 +330,7 @@ def scores_of_saved(build: Build, path: Path, test: np.ndarray) -> np.ndarray:
 
 def runs_or_refuses(case: Case, seconds: int = 60) -> None:
     """Images of any size and rows of any length are learned and scored, or refused in a sentence; nothing hangs."""
-    for shape in IMAGES + ROWS:
+    for shape in ROWS if case.on_rows else IMAGES + ROWS:
         with at_most(seconds, shape):
             try:
                 scores = scores_of_two(case, shape)
@@ -373,6 +385,7 @@ CHECKS = (
     beats_its_untrained_self,
     scoring_leaves_training_alone,
     resumes_to_the_same_bits,
+    replays_to_the_same_bits,
     loads_in_a_new_process,
     runs_or_refuses,
 )

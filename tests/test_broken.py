@@ -18,7 +18,12 @@ CAUGHT_BY = {
     broken.LeavingGradients: {"scoring_leaves_no_trace"},
     broken.CutOff: {"moves_every_parameter"},
     broken.Counting: {"scoring_leaves_no_trace", "scoring_leaves_training_alone"},
-    broken.OwnRandomState: {"resumes_to_the_same_bits", "scoring_leaves_training_alone"},
+    broken.OwnRandomState: {
+        "resumes_to_the_same_bits",
+        "replays_to_the_same_bits",
+        "scoring_leaves_training_alone",
+    },
+    broken.CountingInAList: {"replays_to_the_same_bits", "resumes_to_the_same_bits"},
     broken.LocalAcrossAYield: {"resumes_to_the_same_bits"},
     broken.AsManyStagesAsItTakes: {"resumes_to_the_same_bits"},
     broken.KeptOutside: {"loads_in_a_new_process"},

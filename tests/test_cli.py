@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from anomaly_bench.cli import answer
@@ -22,6 +24,7 @@ METRICS = (
     *(
         "auroc",
         "auroc_untrained",
+        "auroc_interval",
         "aupr_in",
         "aupr_out",
         "average_precision",
@@ -266,6 +269,70 @@ def test_folders_of_images_are_trained_on_reported_and_scored_again(bench, tmp_p
         assert (Path("runs/report") / name).stat().st_size > 0
 
 
+def people(n: int, seed: int) -> pd.DataFrame:
+    """Rows with a category, a gap and a column of large numbers; the tall ones are rare."""
+    draw = np.random.RandomState(seed)
+    rare = draw.rand(n) < 0.1
+    height = np.where(rare, 230, 170) + 5 * draw.randn(n)
+    frame = pd.DataFrame({"height": height, "income": 1e6 * draw.rand(n), "kind": np.where(rare, "b", "a")})
+    frame["hair"] = draw.choice(["fair", "dark"], n)
+    frame.loc[3, "income"] = np.nan
+    return frame
+
+
+def test_tables_are_trained_on_and_scored_again(bench):
+    people(400, 0).to_csv("people.csv", index=False)
+    settings = ["model=ocsvm", "model.pca=null", "data=table", "data.root=people.csv", "data.label=kind"]
+    code, _, err = bench(*settings)
+    assert code == 0
+    assert "1 missing numbers in 1 of 4 columns" in err
+    run = only_run()
+    assert run.name.startswith("table-tabular_half-ocsvm-normal-a-seed0-")
+    figures, facts = read(run / "metrics.json"), read(run / "run.json")
+    assert figures["auroc"] > 0.95
+    assert figures["f1"] > 0.8
+    assert 0 <= figures["f1_untrained"] <= 1
+    called = (pd.read_csv(run / "scores.csv")["score"] > figures["threshold"]).sum()
+    assert called == pytest.approx(200 * facts["known_ratio"], abs=1)
+    assert facts["columns"] == ["height", "income", ["hair", "dark", "fair"]]
+    assert (facts["n_missing"], facts["n_distinct"], facts["n_test_seen_in_training"]) == (1, 400, 0)
+
+    kept = pd.read_csv(run / "scores.csv")
+    code, out, _ = bench("score", str(run), "people.csv", "--output", "new.csv")
+    assert code == 0
+    assert "400 rows" in out
+    new = pd.read_csv("new.csv")
+    assert list(new) == ["file", "row", "score", "verdict", "percentile"]
+    np.testing.assert_allclose(new["score"][kept["row"]], kept["score"], rtol=1e-5)
+
+    people(20, 1)[["hair", "kind", "income", "height"]].to_csv("more.csv", index=False)
+    code, out, _ = bench("score", str(run), "more.csv", "people.csv")
+    assert code == 0
+    assert len(out.splitlines()) == 421
+    people(20, 1).drop(columns="height").to_csv("less.csv", index=False)
+    code, _, err = bench("score", str(run), "less.csv")
+    assert code == 2
+    assert "it has no column height" in err
+
+    code, out, _ = bench("report", "runs")
+    assert code == 0
+    assert "1 missing numbers became medians" in out
+    assert "the known ratio" in out
+
+
+def test_scaling_may_be_fitted_on_all_rows(bench):
+    people(400, 0).to_csv("people.csv", index=False)
+    settings = ["model=ocsvm", "data=table", "data.root=people.csv", "data.label=kind"]
+    bench(*settings, "runs_dir=clean")
+    bench(*settings, "runs_dir=leak", "evaluation.scaling=all")
+    clean, leak = (load_file(only_run(name) / "scaler.safetensors") for name in ("clean", "leak"))
+    rows = people(400, 0)["height"].to_numpy(np.float32)
+    span = 1 / leak["factor"][0].item()
+    assert span == pytest.approx(rows.max() - rows.min(), rel=1e-5)
+    assert 1 / clean["factor"][0].item() < 0.8 * span  # no tall one among its rows
+    assert only_run("clean").name != only_run("leak").name
+
+
 def test_protocol_can_be_chosen_for_class_folders(bench, tmp_path):
     digit_folders(tmp_path / "bags")
     settings = ["data=folder", "data.root=bags", "data.image_size=16", *TINY[3:], "trainer.max_epochs=1"]
@@ -284,7 +351,7 @@ def test_list_and_help_say_what_there_is(bench):
     assert bench("list", "models")[1].split()[0] == "ae"
     code, out, _ = bench("--help")
     assert code == 0
-    for word in ("anomaly-bench report", "abnormal_class", "trainer.max_epochs", "model: ae"):
+    for word in ("anomaly-bench report", "abnormal_class", "trainer.max_epochs", "n_jobs", "model: ae"):
         assert word in out
 
 
@@ -310,3 +377,30 @@ def test_killed_in_the_middle_the_same_command_resumes_to_the_same_bits(tmp_path
     timed = ["seconds"]
     a, b = (pd.read_csv(run / "losses.csv").drop(columns=timed) for run in (killed, whole))
     pd.testing.assert_frame_equal(a, b)
+
+
+def test_an_experiment_ends_with_the_papers_table_and_takes_in_what_was_run_before(bench, tmp_path):
+    digit_folders(tmp_path / "uba")
+    small = [
+        "data=uba",
+        "data.root=uba",
+        "data.image_size=16",
+        "model.ngf=4",
+        "model.ndf=4",
+        "model.epochs=1",
+    ]
+    assert bench("model=ganomaly", *small)[0] == 0
+    before = only_run()
+    assert "experiments" not in read(before / "run.json")
+    code, out, err = bench("experiment=ganomaly_xray", *small, "seed=0")
+    assert code == 0
+    assert "finished already" in err
+    assert read(before / "run.json")["experiments"] == ["ganomaly_xray"]
+    auroc = read(before / "metrics.json")["auroc"]
+    assert "ganomaly_xray: AUROC beside the paper's" in out
+    assert re.search(rf"overall +0\.643 +{auroc:.3f}", out)
+    assert "settings data.image_size=16" in out
+    _, again, _ = bench("report")
+    assert "ganomaly_xray: AUROC beside the paper's" in again
+    low, high = read(before / "metrics.json")["auroc_interval"]
+    assert low <= auroc <= high

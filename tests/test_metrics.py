@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from anomaly_bench import metrics
 from anomaly_bench.errors import SettingError
@@ -117,3 +118,34 @@ def test_shapes_that_do_not_fit_are_refused():
         metrics.auroc([1, 2, 3], [0, 1])
     with pytest.raises(ValueError, match="one number a row"):
         metrics.auroc([[1, 2]], [[0, 1]])
+
+
+def test_the_interval_is_that_of_resampled_rows_measured_one_by_one():
+    random = np.random.default_rng(3)
+    truth = np.arange(60) % 3 == 0
+    scores = np.round(random.normal(truth, 1), 1)  # one digit, so that there are ties
+    normal, abnormal = np.sort(scores[~truth]), np.sort(scores[truth])
+    draws, areas = np.random.default_rng(7), []
+    for _ in range(100):
+        drawn = normal[draws.integers(40, size=40, dtype=np.uint32)]
+        found = abnormal[draws.integers(20, size=20, dtype=np.uint32)]
+        areas.append(roc_auc_score(np.arange(60) >= 40, np.concatenate([drawn, found])))
+    expected = np.quantile(areas, [0.025, 0.975])
+    assert len(np.unique(scores)) < 60
+    assert metrics.auroc_interval(scores, truth, resamples=100, seed=7) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_interval_is_as_wide_as_theory_has_it():
+    # the variance of DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988
+    truth = np.arange(2000) % 4 == 0
+    scores = np.random.default_rng(0).normal(truth, 1)
+    beaten = scores[truth][:, None] > scores[~truth]
+    variance = beaten.mean(1).var(ddof=1) / 500 + beaten.mean(0).var(ddof=1) / 1500
+    low, high = metrics.auroc_interval(scores, truth)
+    assert low < metrics.auroc(scores, truth) < high
+    assert high - low == pytest.approx(2 * 1.96 * variance**0.5, rel=0.05)
+
+
+def test_the_interval_of_perfect_scores_has_no_width_and_is_the_same_again():
+    assert metrics.auroc_interval([0, 1, 2, 3], [0, 0, 1, 1]) == (1, 1)
+    assert metrics.auroc_interval(SCORES, TRUTH) == metrics.auroc_interval(SCORES, TRUTH)

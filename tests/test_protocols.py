@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import logging
 import os
@@ -10,7 +11,7 @@ import torch
 from anomaly_bench.data import digits, public
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.errors import SettingError
-from anomaly_bench.protocols import Contaminated, Folder, LeaveOneClassOut, OneVsRest
+from anomaly_bench.protocols import Contaminated, Folder, LeaveOneClassOut, OneVsRest, TabularHalf
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +236,53 @@ def test_folder_names_that_say_nothing(names):
 def test_splits_that_give_no_auroc(protocol, classes, official_train):
     with pytest.raises(SettingError, match="at least one of each is needed"):
         protocol.split(made_up(["0.a", "b"], classes, official_train), 0)
+
+
+def made_up_table(n=1000, share=0.1, name="made_up"):
+    data = made_up(["normal", "rare", "odd"], [0] * n, [True] * n)
+    data.classes[: int(share * n)] = np.arange(int(share * n)) % 2 + 1
+    return dataclasses.replace(data, name=name)
+
+
+def test_tabular_half():
+    data = made_up_table()
+    split = TabularHalf("normal").split(data, seed=0)
+    check_apart(split, data, [1, 2])
+    assert len(split.test) == 500  # of all rows, so at the natural share
+    assert len(split.train) + len(split.test) + (100 - split.anomalous.sum()) == 1000
+    assert 30 < split.anomalous.sum() < 70
+    assert (split.ratio, split.case, split.class_index) == (0.1, "normal-normal", None)
+    assert digest(split) == digest(TabularHalf(0).split(data, 0)) != digest(TabularHalf(0).split(data, 1))
+    assert digest(split) == "425b2c247398e3ea"
+
+
+@pytest.mark.parametrize("contamination", [0.01, 0.05])
+def test_tabular_half_contaminated(contamination):
+    data = made_up_table()
+    clean, mixed = (TabularHalf(0, share).split(data, 0) for share in (0, contamination))
+    others = data.classes[mixed.train] > 0
+    assert others.mean() == pytest.approx(contamination, abs=0.001)
+    assert np.array_equal(mixed.train[~others], clean.train)
+    assert np.array_equal(mixed.test, clean.test)
+    assert not set(mixed.train) & set(mixed.test)
+
+
+def test_tabular_half_knows_the_papers_ratios():
+    assert TabularHalf(0).split(made_up_table(name="thyroid"), 0).ratio == 0.025
+    assert TabularHalf(0, ratio=0.3).split(made_up_table(name="thyroid"), 0).ratio == 0.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"contamination": 1}, r"protocol\.contamination=1: allowed"),
+        (
+            {"contamination": 0.5},
+            r"protocol\.contamination=0\.5: .* has \d+ anomalous rows; allowed is up to",
+        ),
+        ({"ratio": -0.1}, r"protocol\.ratio=-0\.1: allowed"),
+    ],
+)
+def test_tabular_half_refuses(settings, message):
+    with pytest.raises(SettingError, match=message):
+        TabularHalf(0, **settings).split(made_up_table(), 0)

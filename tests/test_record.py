@@ -65,6 +65,15 @@ def test_csv_round_trip(tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "scores.csv"), frame)
 
 
+def test_no_text_of_a_csv_is_a_formula(tmp_path):
+    texts = ["=1+1", "+1", "-1.png", "@x", "\t=1", "", "a=1", "–"]
+    frame = pd.DataFrame({"file": texts, "score": np.linspace(-1, 1, 8), "n": range(-8, 0)})
+    record.write_csv(tmp_path / "scores.csv", frame)
+    back = pd.read_csv(tmp_path / "scores.csv", keep_default_na=False)
+    assert back["file"].tolist() == ["'=1+1", "'+1", "'-1.png", "'@x", "'\t=1", "", "a=1", "–"]
+    pd.testing.assert_frame_equal(back[["score", "n"]], frame[["score", "n"]])
+
+
 def test_settings_hash_knows_what_can_move_a_number():
     settings = {"model": {"nz": 100, "lr": 0.1}, "seed": 0, "protocol": {"abnormal_class": 2, "share": 0.8}}
     same = {"protocol": {"share": 0.8, "abnormal_class": 3}, "seed": 1, "model": {"lr": 0.1, "nz": 100}}

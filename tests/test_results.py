@@ -1,21 +1,70 @@
 """Every figure in results/ follows from the records beside it."""
 
+import contextlib
+import runpy
+import shutil
 from pathlib import Path
 
 import pytest
 
 from anomaly_bench.record import read_records
-from anomaly_bench.report.tables import write_report
 
 RESULTS = Path(__file__).parent.parent / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/records"))
+PUBLISH = runpy.run_path(str(RESULTS.parent / "scripts/publish.py"))
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_the_tables_are_what_the_records_give(folder, tmp_path):
-    write_report(folder / "records", tmp_path)
-    for name in ("table.csv", "table.md", "table.tex"):
-        assert (tmp_path / name).read_text() == (folder / name).read_text()
+def files_in(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def again(tmp_path_factory) -> Path:
+    """results/ made again by the script, from the records and from what stands above the index."""
+    place = tmp_path_factory.mktemp("again")
+    for folder in FOLDERS:
+        shutil.copytree(folder / "records", place / "results" / folder.name / "records")
+    words = (RESULTS / "README.md").read_text(encoding="utf-8").partition(PUBLISH["INDEX"])[0]
+    (place / "results" / "README.md").write_text(words, encoding="utf-8")
+    with contextlib.chdir(place):
+        for folder in FOLDERS:
+            PUBLISH["publish"](Path("results", folder.name))
+        PUBLISH["write_index"](Path("results"))
+    return place / "results"
+
+
+def test_every_file_is_what_the_records_give(again):
+    kept, made = files_in(RESULTS), files_in(again)
+    assert set(kept) == set(made)
+    assert len(FOLDERS) >= 2
+    for name in sorted(kept):
+        if not name.endswith(".png"):  # of which table.csv has the numbers
+            assert made[name].read_bytes() == kept[name].read_bytes(), name
+
+
+def test_the_index_has_every_result(again):
+    index = (again / "README.md").read_text(encoding="utf-8").partition(PUBLISH["INDEX"])[2]
+    rows = [line for line in index.splitlines() if line.startswith("| [")]
+    assert [row.split("]")[0].removeprefix("| [") for row in rows] == [folder.name for folder in FOLDERS]
+    for row in rows:
+        for part in (
+            "anomaly-bench -m model=",
+            "torch 2.",
+            "on average",
+            "reached (seeds: 1; epochs: ",
+            "cores",
+        ):
+            assert part in row
+
+
+def test_the_index_is_written_below_what_people_wrote(tmp_path):
+    (tmp_path / "README.md").write_text("# Words\n" + PUBLISH["INDEX"] + "old numbers\n", encoding="utf-8")
+    shutil.copytree(FOLDERS[0] / "records", tmp_path / "one" / "records")
+    PUBLISH["write_index"](tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("# Words\n" + PUBLISH["INDEX"])
+    assert "old numbers" not in text
+    assert "[one](one/README.md)" in text
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -36,9 +85,9 @@ def test_every_record_says_how_it_was_made(folder):
             assert record.run[name] is not None
 
 
-def test_the_readme_shows_a_table_that_the_records_give():
-    table = (RESULTS / "ganomaly_mnist" / "table.md").read_text().splitlines()
-    readme = (RESULTS.parent / "README.md").read_text().splitlines()
+def test_the_readme_shows_tables_that_the_records_give():
+    table = (RESULTS / "ganomaly_mnist" / "table.md").read_text(encoding="utf-8").splitlines()
+    readme = (RESULTS.parent / "README.md").read_text(encoding="utf-8").splitlines()
     rows = [line for line in table if line.startswith("|")]
-    assert len(rows) == 4
+    assert len(rows) == 4 + 13
     assert [line for line in rows if line not in readme] == []

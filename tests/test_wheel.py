@@ -54,11 +54,17 @@ def installed(wheel, tmp_path_factory):
     return run
 
 
-def test_the_wheel_holds_every_config(wheel):
+def test_the_wheel_holds_every_config_and_the_papers_numbers(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     there = {f"anomaly_bench/{path.relative_to(CHECKOUT)}" for path in CHECKOUT.glob("configs/**/*.yaml")}
     assert len(there) > 20
     assert there <= set(names)
+    papers = {str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("anomaly_bench/report/papers/*.csv")}
+    assert len(papers) > 20
+    assert papers <= set(names)
+    assert {f"anomaly_bench/report/templates/index.{kind}" for kind in ("html", "css", "js")} <= set(names)
+    assert "hydra_plugins/anomaly_bench_launcher.py" in names
+    assert "hydra_plugins/__init__.py" not in names  # other packages put their launchers there too
     assert not [name for name in names if name.split("/")[0] in ("tests", "data", "scripts")]
 
 
@@ -78,3 +84,11 @@ def test_it_runs(installed):
     (run,) = installed.empty.glob("runs/*")
     assert 0 <= json.loads((run / "metrics.json").read_text())["auroc"] <= 1
     assert json.loads((run / "run.json").read_text())["git"] is None
+    installed("anomaly-bench", "report")
+    assert (run.parent / "report" / "index.html").exists()
+
+
+def test_it_sweeps_on_workers(installed):
+    table = installed("anomaly-bench", "-m", "data=digits", *TINY, "seed=1,2", "hydra.launcher.n_jobs=2")
+    assert "AUROC on digits" in table
+    assert len(list(installed.empty.glob("runs/*seed[12]*/metrics.json"))) == 2

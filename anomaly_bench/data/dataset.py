@@ -2,10 +2,19 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class Column(NamedTuple):
+    """A column of a table: a number, or a category that becomes one 0/1 column for each of its values."""
+
+    name: str
+    categories: tuple[str, ...] | None = None  # None for numbers
 
 
 @dataclass(frozen=True)
@@ -18,9 +27,12 @@ class Dataset:
         classes: int64 `[N]`, the class of each row, an index into `class_names`.
         class_names: one a class; a sub-class is written `class/subclass`.
         official_train: bool `[N]`, True for the rows of the data set's own training part.
-        source: where it came from: `torchvision`, `folder`, `scikit-learn`, `synthetic`.
+        source: where it came from: `torchvision`, `folder`, `scikit-learn`, `synthetic`, `file NAME`.
         files: paths relative to the data set's folder, one a row, where the rows are files.
         mean, std: with which pixels on [0, 1] are scaled for a detector.
+        columns: of the table that rows of numbers were made from; NaN in `x` is a missing number.
+        scale: how rows of numbers are scaled once a split is known: a kind of `data.scaling`.
+        note: what a reader of results must know of the data, in a sentence.
     """
 
     name: str
@@ -32,6 +44,9 @@ class Dataset:
     files: tuple[str, ...] | None = None
     mean: float = 0.5
     std: float = 0.5
+    columns: tuple[Column, ...] | None = None
+    scale: str | None = None
+    note: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -40,6 +55,10 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """A hash of rows, classes and parts: equal content gives equal text, whatever the source."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=12)
         digest.update(repr((tuple(self.x.shape), str(self.x.dtype), self.class_names)).encode())
         for part in (self.x.numpy(), self.classes.astype("<i8"), self.official_train.astype("u1")):
@@ -58,3 +77,10 @@ def resized(images: np.ndarray, size: int | None) -> Tensor:
     resize = torch.nn.functional.interpolate
     parts = [resize(part, (size, size), mode="bilinear", antialias=True) for part in x.split(4096)]
     return torch.cat(parts).contiguous()
+
+
+def row_hashes(x: Tensor) -> np.ndarray:
+    """64-bit hashes `[N]` of float32 rows `[N, D]`: equal rows have equal ones, others hardly ever."""
+    weights = np.random.RandomState(0).randint(1, 2**63, x.shape[1], dtype=np.int64).astype(np.uint64) | 1
+    blocks = x.split(max(1, 2**22 // x.shape[1]))  # 32 MB of products at once
+    return np.concatenate([(block.numpy().view(np.uint32) * weights).sum(1) for block in blocks])

@@ -34,12 +34,12 @@ def decode(path: str, shape: tuple[int, int, int], fit: str | None) -> np.ndarra
             if fit is None and image.size != (width, height):
                 raise Failure(f"{image.width}x{image.height}, not {width}x{height}: set data.image_size")
             image.draft(None, (2 * width, 2 * height))  # lets JPEG leave out detail that is scaled away
-            picture = fitted(eight_bit(image, channels), (width, height), fit)
+            picture = np.asarray(fitted(eight_bit(image, channels), (width, height), fit))
     except Failure:
         raise
     except Exception as error:  # on damaged files, Pillow's readers raise nearly anything
         raise Failure(f"{type(error).__name__}: {error}") from error
-    return np.asarray(picture).reshape(height, width, channels)
+    return picture.reshape(height, width, channels)
 
 
 def eight_bit(image: Image.Image, channels: int) -> Image.Image:
@@ -51,7 +51,8 @@ def eight_bit(image: Image.Image, channels: int) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def from_16_bits(pixels: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import repeat
@@ -46,14 +45,19 @@ CHUNK = 256  # files decoded as one piece of work
 ENOUGH_FOR_PROCESSES = 20_000  # files; threads take seconds for fewer, about what processes take to start
 
 
-class ImageFile(NamedTuple):
-    """One file found: where it belongs, and what changes when it does."""
+class ClassFolder(NamedTuple):
+    """The images of one class, or sub-class, in one part."""
 
-    class_name: str  # the folders between `train/` or `test/` and the file
-    path: str  # relative to the data set's folder, with `/`
     train: bool  # lies under `train/`
-    bytes: int
-    mtime_ns: int
+    class_name: str  # the folders between `train/` or `test/` and the files
+    names: list[str]  # of the files, sorted
+    stamps: list[tuple[int, int]]  # size in bytes and time in ns of each file: one changes when the file does
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the files, relative to the data set's folder, with `/`."""
+        part = "train" if self.train else "test"
+        return [f"{part}/{self.class_name}/{name}" for name in self.names]
 
 
 def load(
@@ -87,29 +91,33 @@ def load(
     if channels not in (1, 3, None):
         raise SettingError(f"data.channels={channels}: allowed are 1, 3 or null")
     folder = Path(root).expanduser() if root else data_root(None) / name
-    files = find_files(folder)
-    class_names = tuple(sorted({file.class_name for file in files}))
-    index = {class_name: number for number, class_name in enumerate(class_names)}
-    classes = np.array([index[file.class_name] for file in files], dtype=np.int64)
-    official_train = np.array([file.train for file in files])
+    folders = find_files(folder)
+    counts = [len(found.names) for found in folders]
+    class_names = tuple(sorted({found.class_name for found in folders}))
+    classes = np.repeat([class_names.index(found.class_name) for found in folders], counts)
+    official_train = np.repeat([found.train for found in folders], counts)
     rows = kept_rows(classes, official_train, limit)
-    kept = [files[row] for row in rows]
-    shape = shape_of(folder, kept, image_size, channels)
-    LOG.info("data: %s, %s: %s; images of %s", name, folder, counts(kept), "x".join(map(str, shape)))
+    classes, official_train = classes[rows], official_train[rows]
+    paths = [path for found in folders for path in found.paths]
+    files = tuple(paths[row] for row in rows.tolist())
+    stamps = np.concatenate([found.stamps for found in folders])[rows]
+    shape = shape_of(folder, files, image_size, channels)
+    kept = said(classes, official_train, class_names)
+    LOG.info("data: %s, %s: %s; images of %s", name, folder, kept, "x".join(map(str, shape)))
     return Dataset(
         name=name,
-        x=pixels(folder, kept, shape, None if image_size is None else fit, limit),
-        classes=classes[rows],
+        x=pixels(folder, files, stamps, shape, None if image_size is None else fit, limit),
+        classes=classes,
         class_names=class_names,
-        official_train=official_train[rows],
+        official_train=official_train,
         source="synthetic" if (folder / "SYNTHETIC.txt").exists() else "folder",
-        files=tuple(file.path for file in kept),
+        files=files,
         mean=mean,
         std=std,
     )
 
 
-def find_files(folder: Path) -> list[ImageFile]:
+def find_files(folder: Path) -> list[ClassFolder]:
     """All images under `folder/{train,test}/<class>`: training part first, then by class, then by path."""
     if not folder.is_dir():
         raise SettingError(f"data.root={folder}: no such folder; set data.root=FOLDER: {LAYOUTS}")
@@ -120,27 +128,28 @@ def find_files(folder: Path) -> list[ImageFile]:
     return train + test
 
 
-def in_class_folders(folder: Path, part: str) -> Iterator[ImageFile]:
+def in_class_folders(folder: Path, part: str) -> Iterator[ClassFolder]:
     """The images of a part, `train` or `test`. A class folder may be a link; below it, none is followed."""
     if not (folder / part).is_dir():
         return
     for class_folder in (folder / part).iterdir():
         if class_folder.is_dir() and not class_folder.name.startswith("."):
-            yield from walk(str(class_folder), class_folder.name, part)
+            yield from walk(str(class_folder), class_folder.name, part == "train")
 
 
-def walk(folder: str, class_name: str, part: str) -> Iterator[ImageFile]:
+def walk(folder: str, class_name: str, train: bool) -> Iterator[ClassFolder]:
     """The images of a folder, and of its sub-classes' folders; hidden names are left out."""
+    found = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from walk(entry.path, f"{class_name}/{entry.name}", part)
-            elif is_image(entry.name) and entry.is_file():
+            if is_image(entry.name) and entry.is_file():
                 stat = entry.stat()
-                path = f"{part}/{class_name}/{entry.name}"
-                yield ImageFile(class_name, path, part == "train", stat.st_size, stat.st_mtime_ns)
+                found[entry.name] = stat.st_size, stat.st_mtime_ns
+            elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                yield from walk(entry.path, f"{class_name}/{entry.name}", train)
+    if found:
+        names = sorted(found)
+        yield ClassFolder(train, class_name, names, [found[name] for name in names])
 
 
 def is_image(name: str) -> bool:
@@ -148,25 +157,26 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def counts(files: Sequence[ImageFile]) -> str:
+def said(classes: np.ndarray, official_train: np.ndarray, class_names: Sequence[str]) -> str:
     """How many images of each class each part has, in words."""
     parts = []
-    for train, part in ((True, "train"), (False, "test")):
-        of_class = Counter(file.class_name for file in files if file.train == train)
-        parts.append(f"{part} " + ", ".join(f"{number} {name!a}" for name, number in of_class.items()))
+    for part, rows in (("train", official_train), ("test", ~official_train)):
+        numbers = np.bincount(classes[rows], minlength=len(class_names))
+        of_class = [f"{number} {name!a}" for number, name in zip(numbers, class_names, strict=True) if number]
+        parts.append(f"{part} {', '.join(of_class)}")
     return "; ".join(parts)
 
 
 def shape_of(
-    folder: Path, files: Sequence[ImageFile], image_size: int | None, channels: int | None
+    folder: Path, files: Sequence[str], image_size: int | None, channels: int | None
 ) -> tuple[int, int, int]:
     """`(C, H, W)` of the data set; what the settings leave open is read from the files' headers."""
     if channels is None:
         sample = files[:: max(1, len(files) // 256)]
-        channels = 1 if all(is_grey(str(folder / file.path)) for file in sample) else 3
+        channels = 1 if all(is_grey(f"{folder}/{file}") for file in sample) else 3
     if image_size is not None:
         return channels, image_size, image_size
-    first = str(folder / files[0].path)
+    first = f"{folder}/{files[0]}"
     try:
         return channels, *size_of(first)
     except Failure as failure:
@@ -174,17 +184,23 @@ def shape_of(
 
 
 def pixels(
-    folder: Path, files: Sequence[ImageFile], shape: tuple[int, int, int], fit: str | None, limit: int | None
+    folder: Path,
+    files: Sequence[str],
+    stamps: np.ndarray,
+    shape: tuple[int, int, int],
+    fit: str | None,
+    limit: int | None,
 ) -> Tensor:
     """`uint8` `[N, C, H, W]` of the files, from the cache where it holds exactly these, else decoded into it.
 
     A cache file is named for the folder and the settings, then for the files' paths, sizes and times.
     """
     cache = Path(os.environ.get("ANOMALY_BENCH_CACHE") or user_cache()).expanduser()
-    settings = short_hash(repr((os.fspath(folder.resolve()), shape, fit, limit, CACHE_VERSION)))
-    npy = cache / f"{settings}-{short_hash(repr([tuple(file) for file in files]))}.npy"
+    settings = short_hash(repr((os.fspath(folder.resolve()), shape, fit, limit, CACHE_VERSION)).encode())
+    content = short_hash(os.fsencode("\0".join(files)), stamps.tobytes())
+    npy = cache / f"{settings}-{content}.npy"
     if not npy.exists():
-        decode_into(npy, [str(folder / file.path) for file in files], shape, fit)
+        decode_into(npy, [f"{folder}/{file}" for file in files], shape, fit)
     x = torch.from_numpy(np.load(npy, mmap_mode="c" if npy.stat().st_size > available_memory() / 2 else None))
     for older in cache.glob(f"{settings}-*.npy"):
         if older != npy:
@@ -192,9 +208,9 @@ def pixels(
     return x
 
 
-def short_hash(text: str) -> str:
-    """16 hexadecimal digits that stand for `text`."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def short_hash(*parts: bytes) -> str:
+    """16 hexadecimal digits that stand for the parts, one after the other."""
+    return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
 
 
 def available_memory() -> int:

@@ -35,9 +35,9 @@ from torch.nn.functional import mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
-from anomaly_bench.losses import gradient_penalty
 from anomaly_bench.networks.dcgan import check_dcgan_shape
 from anomaly_bench.networks.resnet import Critic, Encoder, Generator
+from anomaly_bench.wgan import wgan_gp_step
 
 
 class FAnoGAN(Detector):
@@ -108,12 +108,10 @@ class FAnoGAN(Detector):
         d = adam(self.criticise, lr=self.lr, betas=self.betas)
 
         def gan_step(batch: Batch) -> dict[str, Tensor]:
-            reals = self.mirrored(batch.x).tensor_split(min(self.n_critic, len(batch.x)))
-            critic_losses = [self.critic_update(d, real) for real in reals]
-            l_g = -self.criticise(self.generate(self.prior(reals[-1])))[1].float().mean()
-            descend(g, l_g)
-            wasserstein, penalty = torch.stack(critic_losses).mean(0)
-            return detached(wasserstein=wasserstein, penalty=penalty, generator=l_g)
+            x = self.mirrored(batch.x)
+            return wgan_gp_step(
+                x, self.prior, self.generate, self.values, g, d, self.n_critic, self.lambda_gp
+            )
 
         rows = self.batch_size * self.n_critic
         yield Stage("gan", self.epochs, gan_step, (g, d), rows, scorable=False)
@@ -129,14 +127,9 @@ class FAnoGAN(Detector):
         epochs = math.ceil(self.encoder_steps / train.steps(self.batch_size))
         yield Stage("encoder", epochs, encoder_step, (e,), self.batch_size)
 
-    def critic_update(self, optimizer: torch.optim.Optimizer, real: Tensor) -> Tensor:
-        """One step down L_D on images `[B, C, S, S]`; gives D(x) - D(G(z)) and the penalty, both detached."""
-        with torch.no_grad():
-            fake = self.generate(self.prior(real))
-        wasserstein = self.criticise(real)[1].float().mean() - self.criticise(fake)[1].float().mean()
-        penalty = gradient_penalty(lambda u: self.criticise(u)[1], real, fake)
-        descend(optimizer, self.lambda_gp * penalty - wasserstein)
-        return torch.stack((wasserstein, penalty)).detach()
+    def values(self, x: Tensor) -> Tensor:
+        """The critic's D(x), `[N]`."""
+        return self.criticise(x)[1]
 
     def encoder_loss(self, x: Tensor) -> Tensor:
         """The loss that `encoder_training` names, of images `[B, C, S, S]`, a scalar."""

@@ -1,6 +1,7 @@
 """The convolutional pair of DCGAN (Radford et al. 2016, arXiv 1511.06434) as GANomaly lays it out."""
 
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from anomaly_bench.errors import SettingError
 
@@ -32,6 +33,46 @@ def nearest_dcgan_size(size: int) -> int:
     return min((16 << power for power in range(8)), key=lambda allowed: abs(allowed - size))
 
 
+class OverAll(nn.Conv2d):
+    """A convolution whose kernel is as large as its images: one matrix product, `[N, C, H, W]` to `[N, O, 1, 1]`.
+
+    Several times as fast as the general operator; with channels-last tensors nothing is copied for it.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[N, O, 1, 1]` of images `[N, C, H, W]`."""
+        return linear(pixel_rows(input), pixel_rows(self.weight), self.bias)[:, :, None, None]
+
+
+class FromPoint(nn.ConvTranspose2d):
+    """The transpose of `OverAll`, for images of one pixel: `[N, C, 1, 1]` to `[N, O, H, W]`, H x W the kernel."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """`[N, O, H, W]` of codes `[N, C, 1, 1]`."""
+        _, channels, high, wide = self.weight.shape
+        pixels = linear(input.flatten(1), pixel_rows(self.weight).t())
+        images = pixels.view(-1, high, wide, channels).permute(0, 3, 1, 2)
+        return images if self.bias is None else images + self.bias[:, None, None]
+
+
+def pixel_rows(x: Tensor) -> Tensor:
+    """`[N, C, H, W]` as `[N, H W C]`."""
+    return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def check_multiple(shape: tuple[int, ...], step: int) -> tuple[int, int, int]:
+    """`shape` of images `(C, H, W)` whose sides are multiples of `step`; anything else is a SettingError."""
+    if len(shape) != 3:
+        raise SettingError(f"model: a convolutional network needs images, found rows of shape {shape}")
+    channels, height, width = shape
+    if height % step or width % step:
+        raise SettingError(
+            f"data.image_size: found images of {height} x {width}; this network takes sides that are "
+            f"multiples of {step} (nearest: {max(step, step * round(height / step))})"
+        )
+    return channels, height, width
+
+
 class Encoder(nn.Module):
     """Strided convolutions from `[N, nc, size, size]` down to 4 x 4, then one over all of it.
 
@@ -51,7 +92,7 @@ class Encoder(nn.Module):
             ]
             side, width = side // 2, 2 * width
         self.features = nn.Sequential(*stages)
-        self.head = nn.Conv2d(width, nz, 4, 1, 0, bias=False)
+        self.head = OverAll(width, nz, 4, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Code `[N, nz, 1, 1]` of images `[N, nc, size, size]`."""
@@ -64,7 +105,7 @@ class Decoder(nn.Sequential):
     def __init__(self, size: int, nc: int, nz: int, ngf: int) -> None:
         width, side = ngf * size // 8, 4
         stages: list[nn.Module] = [
-            nn.ConvTranspose2d(nz, width, 4, 1, 0, bias=False),
+            FromPoint(nz, width, 4, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
         ]

@@ -1,5 +1,6 @@
 """A table as plain text, Markdown and LaTeX, with every name from outside escaped."""
 
+import re
 from dataclasses import dataclass
 from textwrap import fill
 
@@ -18,6 +19,7 @@ LATEX = str.maketrans(
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''"}
     | {"[": "{[}", "]": "{]}", "*": "{*}"}  # after a line's end these would be read as part of it
     | {"±": r"$\pm$", "†": r"\dag{}", "·": r"$\cdot$", "–": "--", "×": r"$\times$"}
+    | {"✓": r"$\surd$", "²": r"$^2$"}
 )
 
 
@@ -31,7 +33,8 @@ class Table:
         headers: of the columns; the first `labels` of them say what a row is, the others hold numbers.
         rows: a text for each header.
         notes: sentences below it.
-        cells: the numbers behind it, as `tidy` gives them.
+        cells: the numbers behind it, a line of a CSV file for each.
+        folded: so many of the first labels share a column in a terminal.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Table:
     rows: list[list[str]]
     notes: list[str]
     cells: list[Line]
+    folded: int = 1
 
 
 def text(table: Table) -> str:
@@ -55,24 +59,32 @@ def text(table: Table) -> str:
 
 def _blocks(table: Table, numbers: range) -> list[str]:
     """All rows with some of their numbers, in as many blocks as it takes."""
-    for longest in NAME_WIDTHS:
-        lines = _block(table, numbers, longest)
-        if max(map(len, lines)) <= WIDTH or len(numbers) == 1:
+    for stacked, longest in ((False, NAME_WIDTHS[0]), *((True, longest) for longest in NAME_WIDTHS)):
+        lines = _block(table, numbers, longest, stacked)
+        if max(map(len, lines)) <= WIDTH or (stacked and len(numbers) == 1):
             return ["\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])]
     half = (len(numbers) + 1) // 2
     return _blocks(table, numbers[:half]) + _blocks(table, numbers[half:])
 
 
-def _block(table: Table, numbers: range, longest: int) -> list[str]:
-    """Lines of a block: what a row is in one column, deviations below their means, class names cut."""
-    rows = [["model", "n", "epochs", *(_cut(table.headers[c], longest) for c in numbers)]]
+def _block(table: Table, numbers: range, longest: int, stacked: bool) -> list[str]:
+    """Lines of a block: folded labels in one column, class names cut, spreads `stacked` below their numbers."""
+    labels = range(table.folded, table.labels)
+    rows = [[table.headers[c] for c in (0, *labels)] + [_cut(table.headers[c], longest) for c in numbers]]
     for row in table.rows:
-        *what, n, epochs = (_cut(label, NAME_WIDTHS[0]) for label in row[: table.labels])
-        cells = (row[c].replace(" ± 0", "\n±") for c in numbers)
-        rows.append(["\n".join(filter(None, what)), n, epochs, *cells])
-    align = ["left"] * 3 + ["right"] * len(numbers)
+        cut = [_cut(label, NAME_WIDTHS[0]) for label in row[: table.labels]]
+        folded = "\n".join(filter(None, cut[: table.folded]))
+        cells = (_stacked(row[c]) if stacked else _printable(row[c]) for c in numbers)
+        rows.append([folded, *cut[table.folded :], *cells])
+    align = ["left"] * (1 + len(labels)) + ["right"] * len(numbers)
     # without headers of its own, for tabulate pads those
     return tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=align).splitlines()
+
+
+def _stacked(cell: str) -> str:
+    """`0.912 ± 0.010` as two lines, the second without its zeros before the point."""
+    number, *spread = re.split(r" (?=[±\[])", _printable(cell))
+    return "\n".join([number, *(part.replace("± ", "±").replace("0.", ".") for part in spread)])
 
 
 def _cut(name: str, longest: int) -> str:

@@ -36,6 +36,11 @@ def _reading(lines: Sequence[Line], runs: Sequence[dict[str, Any]]) -> list[str]
             models[str(run.get("control"))].add(run["model"])
         controls = "; ".join(f"{kind}: {_listed(models[kind])}" for kind in sorted(models))
         sentences.append(f"untrained: the control, the same detector without its training ({controls}).")
+    if any(line.get("auroc_interval") for line in lines):
+        sentences.append(
+            "95 % from, to: the bootstrap interval over the test rows, where a cell is a single run. It does not "
+            "say how far another seed would move the number."
+        )
     if any(line.get("auroc_best_epoch") is not None for line in lines):
         sentences.append(
             "* best epoch: the highest AUROC of all evaluated epochs. It has seen the test labels and is no "
@@ -65,12 +70,13 @@ def _evaluations(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _provenance(runs: Sequence[dict[str, Any]]) -> list[str]:
-    sources = {_source(run) for run in runs}
+    sources = {source(run) for run in runs}
     prints = {run.get("data_fingerprint") for run in runs}
     devices = {f"{run.get('device')}, {run.get('precision')}" for run in runs}
     machines = {str((run.get("machine") or {}).get("cpu")) for run in runs}
     versions = {", ".join(f"{k} {v}" for k, v in (run.get("versions") or {}).items()) for run in runs}
     lines = [f"Data: {_listed(sources)}; fingerprint {_listed(prints)}."]
+    lines += sorted({text for run in runs for text in _rows_of_numbers(run)})
     if len(prints) > 1:
         lines.append("The runs of this table did not all see the same data: their fingerprints differ.")
     lines.append(f"Device and precision: {'; '.join(sorted(devices))}. Processor: {_listed(machines)}.")
@@ -79,15 +85,44 @@ def _provenance(runs: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _source(run: dict[str, Any]) -> str:
-    source = run.get("data_source")
-    if source == "synthetic":
+def _rows_of_numbers(run: dict[str, Any]) -> list[str]:
+    """What its maker and a count say of a table: scaling, missing numbers, rows that come more than once."""
+    if "n_distinct" not in run:
+        return []
+    lines = [f"{run['data']}: {run['data_note']}"] if run.get("data_note") else []
+    if run.get("n_missing"):
+        lines.append(
+            f"{run['data']}: {run['n_missing']} missing numbers became medians of their columns' training rows."
+        )
+    repeated = "test rows come in the training rows too, because the data set has repeated rows"
+    if run["n_test_seen_in_training"]:
+        share = run["n_test_seen_in_training"] / run["n_test"]
+        lines.append(
+            f"{run['data']}: about {share:.0%} of the {repeated} ({run['n_distinct']} are distinct)."
+        )
+    if run.get("known_ratio") is not None:
+        lines.append(
+            f"{run['data']}: precision, recall and F1 call the {run['known_ratio']:.4g} of the test rows with "
+            "the highest scores anomalous, the known ratio."
+        )
+    return lines
+
+
+def source(run: dict[str, Any]) -> str:
+    """Where the data of a run came from, in a few words."""
+    name = run.get("data_source")
+    if name == "synthetic":
         return "SYNTHETIC, drawn by a program: these numbers say nothing of real images"
-    if source != "folder":
-        return str(source)
+    if name != "folder":
+        return str(name)
     formats = run.get("data_formats") or []
-    lossy = " (lossy: their pixels differ from any lossless original)" if set(formats) & LOSSY else ""
-    return f"class folders of {', '.join(formats)} files{lossy}" if formats else "class folders"
+    caution = " (lossy: their pixels differ from any lossless original)" if lossy(run) else ""
+    return f"class folders of {', '.join(formats)} files{caution}" if formats else "class folders"
+
+
+def lossy(run: dict[str, Any]) -> bool:
+    """Were the images of a run stored in a format that changes them?"""
+    return bool(set(run.get("data_formats") or []) & LOSSY)
 
 
 def _gaps(records: Sequence[Record], lines: Sequence[Line]) -> list[str]:

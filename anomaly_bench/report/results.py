@@ -14,11 +14,11 @@ ROW = ("model", "evaluation", "settings")
 KINDS = {"": "auroc", "untrained_": "auroc_untrained", "best_epoch_": "auroc_best_epoch"}
 """The three numbers of a cell: how its mean and deviation begin, and what they are of."""
 
-NUMBERS = [f"{kind}{number}" for kind in KINDS for number in ("mean", "std")]
+NUMBERS = [*(f"{kind}{number}" for kind in KINDS for number in ("mean", "std")), "low", "high"]
 CELL = ("data", "protocol", *ROW, "class", "n", "epochs", *NUMBERS)
 """The columns of `table.csv`."""
 
-SHOWN_ELSEWHERE = SWEPT | {"model", "data", "protocol", "evaluation", "runs_dir", "rerun"}
+SHOWN_ELSEWHERE = SWEPT | {"model", "data", "protocol", "evaluation", "experiment", "runs_dir", "rerun"}
 
 Line = dict[str, Any]
 
@@ -66,7 +66,7 @@ def _lines(record: Record, settings: dict[tuple[Any, ...], str]) -> list[Line]:
         "seed": run.get("seed"),
         "epochs": run.get("epochs_done"),
     }
-    whole = facts | {number: record.metrics.get(number) for number in KINDS.values()}
+    whole = facts | {number: record.metrics.get(number) for number in (*KINDS.values(), "auroc_interval")}
     if facts["swept"]:
         return [whole | {"class": str(run["class"]), "order": float(run.get("class_index") or 0)}]
     order = {name: number for number, name in enumerate(run.get("data_classes") or [])}
@@ -107,7 +107,8 @@ def tidy(lines: Sequence[Line]) -> list[Line]:
     Where a row has several swept classes, its last line, of class `mean`, holds the mean over them of their
     means; its deviation is that of the per-seed means, and NaN unless every seed has every class. `mean` and
     `std` are of the AUROC, `untrained_mean` and `untrained_std` of the control's, `best_epoch_mean` and
-    `best_epoch_std` of the best epoch's; NaN where there is none. `epochs` is a text, for it may be a span.
+    `best_epoch_std` of the best epoch's, `low` and `high` the interval of a single run's AUROC; NaN where there
+    is none. `epochs` is a text, for it may be a span.
     """
     cells = []
     done = [line for line in lines if line["finished"]]
@@ -137,11 +138,12 @@ def _over_seeds(lines: list[Line]) -> Line:
     numbers = {}
     for kind, name in KINDS.items():
         numbers |= _statistics(kind, [line[name] for line in lines if line.get(name) is not None])
-    return numbers
+    low, high = (lines[0].get("auroc_interval") if len(lines) == 1 else None) or (math.nan, math.nan)
+    return numbers | {"low": low, "high": high}
 
 
 def _over_classes(columns: list[list[Line]]) -> Line:
-    numbers = {}
+    numbers = {"low": math.nan, "high": math.nan}
     for kind, name in KINDS.items():
         by_seed: dict[Any, list[float]] = defaultdict(list)
         for line in (line for column in columns for line in column if line.get(name) is not None):

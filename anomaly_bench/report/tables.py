@@ -8,18 +8,31 @@ from pathlib import Path
 import pandas as pd
 
 from anomaly_bench.errors import SettingError
-from anomaly_bench.record import Record, read_records, safe_name, write_csv, write_text
+from anomaly_bench.record import Record, read_records, write_csv, write_text
 from anomaly_bench.report import formats
-from anomaly_bench.report.figures import class_heat_map
+from anomaly_bench.report.beside import CELL as PRINTED
+from anomaly_bench.report.beside import paper_tables
+from anomaly_bench.report.comparison import comparison_table
 from anomaly_bench.report.formats import Table
 from anomaly_bench.report.notes import failure, notes, synthetic
+from anomaly_bench.report.page import write_page
+from anomaly_bench.report.pictures import draw_report
 from anomaly_bench.report.results import CELL, ROW, Line, latest, results, span, tidy
 
 ABSENT = "–"
+BELOW = (
+    ("· 95 % from", "low"),
+    ("· 95 % to", "high"),
+    ("· untrained", "untrained_mean", "untrained_std"),
+    ("· best epoch *", "best_epoch_mean", "best_epoch_std"),
+)
+"""The rows that stand below one of ours, and what they show."""
 
 
 def write_report(runs_dir: Path | str, out: Path | str | None = None) -> str:
-    """Write `table.csv`, `table.md`, `table.tex` and `figures/` of all runs; gives back the text to print.
+    """Write tables (CSV, Markdown, LaTeX), `figures/` and `index.html` of all runs; gives back the text to print.
+
+    Where runs can stand beside a paper's numbers, `paper.csv` has a line for each of these.
 
     Args:
         runs_dir: folder with the runs' folders, at any depth.
@@ -32,30 +45,43 @@ def write_report(runs_dir: Path | str, out: Path | str | None = None) -> str:
     if not records:
         raise SettingError(f"runs_dir={runs_dir} holds no runs: a run is a folder with a run.json in it")
     folder = Path(out) if out is not None else Path(runs_dir) / "report"
-    tables = make_tables(records)
-    cells = [cell for table in tables for cell in table.cells]
+    ours, beside = make_tables(records), paper_tables(records)
+    tables = [*ours, *beside]
+    cells = [cell for table in ours for cell in table.cells]
     write_csv(folder / "table.csv", pd.DataFrame(cells, columns=list(CELL)))
     write_text(folder / "table.md", "\n".join(map(formats.markdown, tables)))
     write_text(folder / "table.tex", formats.LATEX_HEAD + "\n".join(map(formats.latex, tables)))
-    for table in tables:
-        if len({cell["class"] for cell in table.cells}) > 1:
-            class_heat_map(folder / "figures" / f"{safe_name(table.name)}.png", table.cells, table.title)
+    if beside:
+        printed = [cell for table in beside for cell in table.cells]
+        write_csv(folder / "paper.csv", pd.DataFrame(printed, columns=list(PRINTED)))
+    write_page(folder, tables, records, draw_report(folder / "figures", records))
     return "\n\n".join([*map(formats.text, tables), f"Written to {folder}"])
 
 
-def text_of(records: Sequence[Record]) -> str:
-    """The tables of some records for a terminal, at most 120 characters wide where their names allow it."""
-    return "\n\n".join(map(formats.text, make_tables(records)))
+def text_of(records: Sequence[Record], experiment: str | None = None) -> str:
+    """The tables of some records for a terminal, at most 120 characters wide where their names allow it.
+
+    `experiment` is the one that the records were asked for by, whatever they were first made for.
+    """
+    return "\n\n".join(map(formats.text, [*make_tables(records), *paper_tables(records, experiment)]))
 
 
 def make_tables(records: Sequence[Record]) -> list[Table]:
-    """One table for each data set and protocol, and one without rows for the runs that fit in none."""
+    """One table for each data set and protocol, and one without rows for the runs that fit in none.
+
+    Where a table has several methods, a comparison of them follows it.
+    """
 
     def key(record: Record) -> tuple[str, str]:
         return record.run["data"], record.run["protocol"]
 
     kept = sorted(latest(records), key=key)
-    tables = [_table(*names, list(group)) for names, group in groupby(kept, key)]
+    tables = []
+    for names, group in groupby(kept, key):
+        own = list(group)
+        tables.append(_table(*names, own))
+        if compared := comparison_table("-".join(names), results(own)):
+            tables.append(compared)
     if left_out := [_left_out(record) for record in records if record not in kept]:
         tables.append(Table("others", "Runs in no table", [], 0, [], left_out, []))
     return tables
@@ -82,23 +108,28 @@ def _table(data: str, protocol: str, records: Sequence[Record]) -> Table:
         row = list(group)
         part = row[-1]["class"] == "mean" and len(row) - 1 < n_classes
         told = [*key[1 : len(shown)], span(cell["n"] for cell in row[:-1] or row), row[-1]["epochs"]]
-        rows.append([key[0], *told, *_numbers(row, "", columns, part)])
-        for kind, name in (("untrained_", "· untrained"), ("best_epoch_", "· best epoch *")):
-            if not all(math.isnan(cell[f"{kind}mean"]) for cell in row):
-                rows.append([name, *[""] * len(told), *_numbers(row, kind, columns, part)])
+        rows.append([key[0], *told, *_numbers(row, ("mean", "std"), columns, part)])
+        for name, *numbers in BELOW:
+            if not all(math.isnan(cell[numbers[0]]) for cell in row):
+                rows.append([name, *[""] * len(told), *_numbers(row, numbers, columns, part)])
     title = f"AUROC on {data}, {protocol}" + (", SYNTHETIC DATA" if synthetic(records) else "")
+    below = notes(records, lines)
     headers = [*shown, "n", "epochs", *(name for _, name in columns)]
-    return Table(f"{data}-{protocol}", title, headers, len(shown) + 2, rows, notes(records, lines), cells)
+    return Table(f"{data}-{protocol}", title, headers, len(shown) + 2, rows, below, cells, len(shown))
 
 
-def _numbers(row: list[Line], kind: str, columns: Sequence[tuple[float, str]], part: bool) -> list[str]:
-    """Texts such as `0.912 ± 0.010`, one for each (order, class) of the table; a mean of a part is marked."""
+def _numbers(
+    row: list[Line], numbers: Sequence[str], columns: Sequence[tuple[float, str]], part: bool
+) -> list[str]:
+    """Texts such as `0.912 ± 0.010`, one for each (order, class) of the table; a mean of a part is marked.
+
+    `numbers` are the keys of a cell's number and, where it has one, its deviation.
+    """
     texts = dict.fromkeys(columns, ABSENT)
     for cell in row:
-        mean, std = cell[f"{kind}mean"], cell[f"{kind}std"]
-        if not math.isnan(mean):
+        number, *spread = (cell[name] for name in numbers)
+        if not math.isnan(number):
+            told = "".join(f" ± {std:.3f}" for std in spread if not math.isnan(std))
             mark = " †" if part and cell is row[-1] else ""
-            texts[cell["order"], cell["class"]] = (
-                f"{mean:.3f}{'' if math.isnan(std) else f' ± {std:.3f}'}{mark}"
-            )
+            texts[cell["order"], cell["class"]] = f"{number:.3f}{told}{mark}"
     return list(texts.values())

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ class Epoch:
         rows: training rows seen.
         seconds: of training, without evaluation.
         auroc: on the test rows, where epochs are evaluated. It has seen the test labels.
+        step: how its steps ran: `eager`, `graph` or `inductor`, and why if not as wanted.
     """
 
     stage: int
@@ -35,6 +36,7 @@ class Epoch:
     rows: int
     seconds: float
     auroc: float | None = None
+    step: str = "eager"
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Checkpoint:
             "stage": self.stage,
             "epoch": self.epoch,
             "over": self.over,
-            "history": [asdict(line) for line in self.history],
+            "history": [vars(line) for line in self.history],
             "groups": self.groups,
         }
         save_tensors(path, self.tensors, {"checkpoint": json.dumps(facts)})

@@ -1,11 +1,14 @@
 """Scores and explanations of many rows, batch by batch, leaving the detector and its random state as they were."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
 from tqdm import tqdm
 
 from anomaly_bench.detector import Detector, Explanation
@@ -36,6 +39,35 @@ def evaluation(detector: Detector, device: torch.device, batch_statistics: bool 
                 norm.track_running_stats = tracked
 
 
+@contextmanager
+def folded(detector: Detector) -> Iterator[None]:
+    """Inside, each convolution of a sequence does the work of the batch norm after it, for evaluation mode only."""
+    pairs = list(pairs_to_fold(detector))
+    for sequence, number, layer, norm in pairs:
+        sequence[number] = fuse_conv_bn_eval(layer, norm, isinstance(layer, nn.ConvTranspose2d))
+        sequence[number + 1] = nn.Identity()
+    try:
+        yield
+    finally:
+        for sequence, number, layer, norm in pairs:
+            sequence[number], sequence[number + 1] = layer, norm
+
+
+def pairs_to_fold(
+    detector: Detector,
+) -> Iterator[tuple[nn.Sequential, int, nn.Conv2d | nn.ConvTranspose2d, nn.BatchNorm2d]]:
+    """Each sequence and place in it where batch norm with running statistics follows a plain convolution."""
+    for sequence in detector.modules():
+        if not isinstance(sequence, nn.Sequential):
+            continue
+        for number, (layer, norm) in enumerate(pairwise(sequence)):
+            if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) or not isinstance(norm, nn.BatchNorm2d):
+                continue
+            grouped = isinstance(layer, nn.ConvTranspose2d) and layer.groups > 1
+            if not grouped and norm.running_mean is not None and not is_parametrized(layer):
+                yield sequence, number, layer, norm
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a detector computes: bfloat16 where it is safe, or nothing.
 
@@ -51,11 +83,16 @@ def score_rows(
     precision: str,
     batch_size: int,
     batch_statistics: bool = False,
+    fold: bool = True,
 ) -> Tensor:
-    """Anomaly score of every row in order, float32 `[N]` on the CPU, with a progress bar on a terminal."""
+    """Anomaly score of every row in order, float32 `[N]` on the CPU, with a progress bar on a terminal.
+
+    `fold` lets convolutions do the work of the batch norm after them, where running statistics are used.
+    """
     scores = []
     with (
         evaluation(detector, rows.device, batch_statistics),
+        folded(detector) if fold and not batch_statistics else nullcontext(),
         autocast(rows.device, precision),
         tqdm(total=len(rows), desc="scoring", unit=" rows", disable=None, leave=False) as bar,
     ):

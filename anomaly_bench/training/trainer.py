@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from anomaly_bench.detector import Detector, Rows, Stage
+from anomaly_bench.detector import Batch, Detector, Rows, Stage
 from anomaly_bench.errors import SettingError
+from anomaly_bench.training.capture import MODES, Prepared, prepared
 from anomaly_bench.training.checkpoint import (
     Checkpoint,
     Epoch,
@@ -24,6 +25,9 @@ from anomaly_bench.training.scoring import autocast
 
 LOOK_EVERY = 50
 """Steps between two looks at the losses; in between nothing waits for the device."""
+
+KEPT = 100
+"""Epochs of a stage after which its state is kept, evenly spaced, if it has many."""
 
 
 class DivergedError(SettingError):
@@ -41,6 +45,10 @@ class Trainer:
         max_epochs: no stage has more; null for no bound.
         eval_every: score the test rows after every so many epochs; 0 for never. Costs a scoring pass each.
         channels_last: keep images and convolutions in that memory format.
+        compile: `off` runs each step as it is written; `graph` records it once and replays that; `inductor`
+            compiles the record as one; `auto` chooses by how much there is to compute.
+        gemm: in recorded steps, compute weight gradients of strided convolutions as matrix products.
+        fold: score with batch norm folded into the convolution before it.
     """
 
     def __init__(
@@ -53,6 +61,9 @@ class Trainer:
         max_epochs: int | None = None,
         eval_every: int = 0,
         channels_last: bool = True,
+        compile: str = "auto",
+        gemm: bool = True,
+        fold: bool = True,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -61,6 +72,8 @@ class Trainer:
         ):
             if value is not None and value < least:
                 raise SettingError(f"trainer.{name}={value}: must be at least {least}")
+        if compile not in MODES:
+            raise SettingError(f"trainer.compile={compile}: allowed are {', '.join(MODES)}")
         if epoch_scale <= 0:
             raise SettingError(f"trainer.epoch_scale={epoch_scale}: must be above 0")
         self.device = pick_device(device)
@@ -70,6 +83,9 @@ class Trainer:
         self.max_epochs = max_epochs
         self.eval_every = eval_every
         self.channels_last = channels_last
+        self.compile = compile
+        self.gemm = gemm
+        self.fold = fold
 
     def place(self, detector: Detector) -> Detector:
         """The detector on the device, in the memory format."""
@@ -101,7 +117,8 @@ class Trainer:
 
         Args:
             seed: of the order of the batches and of all that steps draw.
-            keep: file to keep the state in after every epoch; if it is there, the run goes on from it.
+            keep: file to keep the state in after every epoch, or every hundredth of a stage's epochs; if it
+                is there, the run goes on from it.
             evaluate: called every `eval_every` epochs, gives a figure for the history (the test AUROC).
 
         Raises:
@@ -119,21 +136,41 @@ class Trainer:
         for number, stage in enumerate(walk):
             done = resumed(kept, number, detector, stage, train.device, order)
             detector.train()
+            if done >= self.epochs(stage):
+                continue
+            run = self.prepare(detector, stage, train)
             for epoch in range(done, self.epochs(stage)):
-                line = self.one_epoch(number, epoch + 1, stage, train, order)
+                line = self.one_epoch(number, epoch + 1, stage, run, train, order)
                 last = epoch + 1 == self.epochs(stage)
                 due = self.eval_every and (last or (epoch + 1) % self.eval_every == 0)
                 if evaluate is not None and due and stage.scorable:
                     line = replace(line, auroc=evaluate())
                 history.append(line)
                 over = last or (stage.until is not None and stage.until(line.losses))
-                if keep is not None:
+                due = over or (epoch + 1) % max(1, self.epochs(stage) // KEPT) == 0
+                if keep is not None and due:
                     state_after(line, over, history, detector, stage, train.device, order).save(keep)
                 if over:
                     break
         return Learned(history, walk.seconds + sum(line.seconds for line in history))
 
-    def one_epoch(self, number: int, epoch: int, stage: Stage, train: Rows, order: torch.Generator) -> Epoch:
+    def prepare(self, detector: Detector, stage: Stage, train: Rows) -> Prepared:
+        """The step of a stage as `compile` has it."""
+        size = train.batch_size(self.batch_size or stage.batch_size)
+        index = torch.arange(size, device=train.device)
+        return prepared(
+            self.compile,
+            detector,
+            stage,
+            Batch(train.take(index), index),
+            train.steps(size) * self.epochs(stage),
+            lambda: autocast(train.device, self.precision),
+            self.gemm,
+        )
+
+    def one_epoch(
+        self, number: int, epoch: int, stage: Stage, run: Prepared, train: Rows, order: torch.Generator
+    ) -> Epoch:
         """Every training row once, in random order."""
         size = train.batch_size(self.batch_size or stage.batch_size)
         steps = train.steps(size)
@@ -144,8 +181,7 @@ class Trainer:
         unseen: list[Tensor] = []
         with tqdm(total=steps * size, desc=title, unit=" rows", disable=None, leave=False) as bar:
             for step, batch in enumerate(train.shuffled(size, order), 1):
-                with autocast(train.device, self.precision):
-                    losses = stage.step(batch)
+                losses = run.step(batch)
                 names = list(losses)
                 unseen.append(torch.stack([loss.float() for loss in losses.values()]))
                 if step % LOOK_EVERY == 0 or step == steps:
@@ -157,7 +193,8 @@ class Trainer:
                     unseen.clear()
         means = [] if totals is None else (totals / steps).tolist()
         losses = dict(zip(names, means, strict=True))
-        return Epoch(number, stage.name, epoch, losses, steps * size, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Epoch(number, stage.name, epoch, losses, steps * size, seconds, step=run.how)
 
 
 @dataclass(frozen=True)

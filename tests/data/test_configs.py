@@ -8,7 +8,9 @@ from omegaconf import OmegaConf
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DATA = sorted(file.stem for file in (CONFIGS / "data").glob("*.yaml"))
-FOLDERS = ("folder", "uba", "ffob")
+PROTOCOLS = dict.fromkeys(("folder", "uba", "ffob"), "Folder")
+TABLES = ("kddcup99", "kddcup99_rev", "thyroid", "arrhythmia", "table")
+PROTOCOLS |= dict.fromkeys(TABLES, "TabularHalf")
 
 
 @pytest.fixture
@@ -30,9 +32,8 @@ def composed(tmp_path):
 @pytest.mark.parametrize("name", DATA)
 def test_data_configs_fit_their_loaders(composed, name, monkeypatch):
     monkeypatch.delenv("ANOMALY_BENCH_DATA", raising=False)
-    settings = OmegaConf.to_container(
-        composed(f"data={name}", "data.limit=10", "data.image_size=16").data, resolve=True
-    )
+    sizes = [] if name in TABLES else ["data.image_size=16"]
+    settings = OmegaConf.to_container(composed(f"data={name}", "data.limit=10", *sizes).data, resolve=True)
     load = get_method(settings.pop("_target_"))
     assert inspect.signature(load).bind(**settings).arguments["limit"] == 10
     assert settings["name"] == name
@@ -40,8 +41,8 @@ def test_data_configs_fit_their_loaders(composed, name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_folders_choose_the_folder_protocol(composed, name):
-    expected = "Folder" if name in FOLDERS else "LeaveOneClassOut"
+def test_folders_and_tables_choose_their_protocol(composed, name):
+    expected = PROTOCOLS.get(name, "LeaveOneClassOut")
     assert composed(f"data={name}").protocol._target_.endswith(f".{expected}")
 
 
@@ -55,6 +56,7 @@ def test_protocol_configs_take_the_top_level_class(composed):
         ("leave_one_class_out", 2),
         ("one_vs_rest", "cat"),
         ("contaminated", "cat"),
+        ("tabular_half", "cat"),
         ("folder", None),
     ):
         settings = OmegaConf.to_container(composed(f"protocol={name}", "data=mnist").protocol, resolve=True)

@@ -93,7 +93,7 @@ def test_unchanged_files_are_decoded_once(ganomaly, tmp_path, monkeypatch):
     assert again.fingerprint() == first.fingerprint()
 
 
-@pytest.mark.parametrize("change", ["rewritten", "touched", "added", "removed", "renamed"])
+@pytest.mark.parametrize("change", ["rewritten", "touched", "added", "removed", "renamed", "moved"])
 def test_a_changed_folder_is_decoded_again(ganomaly, tmp_path, draw, change):
     folder.load(root=ganomaly, image_size=8)
     cached = cache_files(tmp_path)
@@ -109,11 +109,50 @@ def test_a_changed_folder_is_decoded_again(ganomaly, tmp_path, draw, change):
         file.unlink()
     if change == "renamed":
         file.rename(file.with_name("z.png"))
+    if change == "moved":
+        file.rename(ganomaly / "test/0.normal/0.png")
     data = folder.load(root=ganomaly, image_size=8)
     now = cache_files(tmp_path)
     assert len(now) == 1  # the old one is gone
     assert now.keys() != cached.keys()
     assert (77 in data.x[:, 0, 0, 0]) == (change in ("rewritten", "added"))
+
+
+def two_files(root, draw, times):
+    """Two files of one size, 0.pgm and 1.pgm, and one to test."""
+    draw(root / "test/a/0.pgm", 3)
+    files = [draw(root / f"train/a/{number}.pgm", 1 + number) for number in range(2)]
+    for file, ns in zip(files, times, strict=True):
+        os.utime(file, ns=(ns, ns))
+    assert folder.load(root=root, image_size=8).x[:, 0, 0, 0].tolist() == [1, 2, 3]
+    return files
+
+
+def test_files_that_exchange_their_names(tmp_path, draw):
+    first, second = two_files(tmp_path, draw, (10**9, 2 * 10**9))
+    first.rename(tmp_path / "kept")
+    second.rename(first)
+    (tmp_path / "kept").rename(second)
+    assert folder.load(root=tmp_path, image_size=8).x[:, 0, 0, 0].tolist() == [2, 1, 3]
+
+
+def test_files_of_one_size_and_time_that_change_their_order(tmp_path, draw):
+    first, _ = two_files(tmp_path, draw, (10**9, 10**9))
+    first.rename(first.with_name("2.pgm"))
+    assert folder.load(root=tmp_path, image_size=8).x[:, 0, 0, 0].tolist() == [2, 1, 3]
+
+
+def test_files_come_by_part_then_class_then_name(tmp_path, draw):
+    names = ("b/1.png", "b/0.PNG", "a/x/2.png", "a/1.png", "a b/1.png", "a/x.png/3.png")
+    for number, name in enumerate(names):
+        draw(tmp_path / "train" / name, number)
+        draw(tmp_path / "test" / name, number)
+    data = folder.load(root=tmp_path, image_size=8)
+    order = ("a/1.png", "a b/1.png", "a/x/2.png", "a/x.png/3.png", "b/0.PNG", "b/1.png")
+    assert data.files == tuple(f"{part}/{name}" for part in ("train", "test") for name in order)
+    assert data.class_names == ("a", "a b", "a/x", "a/x.png", "b")
+    assert data.classes.tolist() == [0, 1, 2, 3, 4, 4] * 2
+    assert data.x[:, 0, 0, 0].tolist() == [names.index(name) for name in order] * 2
 
 
 def test_settings_have_cache_files_of_their_own(ganomaly, tmp_path):
@@ -258,6 +297,16 @@ def test_names_are_data(tmp_path, draw, caplog):
     assert "\n" not in str(error.value)
     (tmp_path / "test" / strange / "bad\n.png").unlink()
     assert folder.load(root=tmp_path).class_names == (strange,)
+
+
+def test_names_need_not_be_text(tmp_path, draw):
+    odd = os.fsdecode(b"\xff.png")
+    draw(tmp_path / "test/a/0.png", 2)
+    try:
+        draw(tmp_path / "train/a" / odd, 1)
+    except OSError:
+        pytest.skip("this file system has only names that are text")
+    assert folder.load(root=tmp_path).files == (f"train/a/{odd}", "test/a/0.png")
 
 
 def test_a_class_folder_may_be_a_link_and_links_below_are_not_followed(tmp_path, draw):

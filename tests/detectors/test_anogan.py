@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
+from steps import assert_same_weights, descend_plainly, moved, networks, stage_of
 from torch import Tensor
 
 from anomaly_bench.data.dataset import resized
@@ -145,6 +146,80 @@ def test_best_of_restarts_is_the_best_single_search() -> None:
     assert (torch.stack(alone).max(0).values > 1.01 * together).all()
 
 
+def test_one_step_of_the_wasserstein_gan_is_algorithm_1_of_wgan_gp() -> None:
+    settings = {"gan": "wgan_gp", "n_critic": 2, "lr": 1e-3, "beta1": 0.0, "beta2": 0.9, "lambda_gp": 7.0}
+    detector, x = small(**settings), images(8)
+    generate, critic = (copy.deepcopy(net).train() for net in (detector.generate, detector.discriminate))
+    stage = stage_of(detector, 0, (1, 16, 16))
+    assert stage.batch_size == 2 * 64
+    torch.manual_seed(5)
+    losses = stage.step(Batch(x, torch.arange(8)))
+
+    torch.manual_seed(5)
+    g = torch.optim.Adam(generate.parameters(), lr=1e-3, betas=(0.0, 0.9))
+    d = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.0, 0.9))
+    distances = []
+    for real in (x[:4], x[4:]):
+        fake = generate(torch.randn(4, 6, 1, 1)).detach()
+        share = torch.rand(4, 1, 1, 1)
+        between = (share * real + (1 - share) * fake).requires_grad_()
+        (slope,) = torch.autograd.grad(critic(between)[1].sum(), between, create_graph=True)
+        penalty = sum((row.square().sum().sqrt() - 1) ** 2 for row in slope) / 4
+        distance = critic(real)[1].mean() - critic(fake)[1].mean()
+        descend_plainly(d, 7 * penalty - distance)
+        distances.append(distance.item())
+    d_after = copy.deepcopy(critic)
+    for kept, p in zip(d_after.parameters(), critic.parameters(), strict=True):
+        kept.grad = p.grad.clone()
+    l_g = -critic(generate(torch.randn(4, 6, 1, 1)))[1].mean()
+    descend_plainly(g, l_g)
+
+    assert losses["wasserstein"].item() == pytest.approx(np.mean(distances), abs=1e-5)
+    assert losses["generator"].item() == pytest.approx(l_g.item(), abs=1e-5)
+    assert_same_weights(detector.discriminate, d_after)
+    assert_same_weights(detector.generate, generate)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 64, 64)])
+def test_the_wasserstein_gan_is_searched_alike(shape: tuple[int, ...]) -> None:
+    detector, x = (
+        small(shape, gan="wgan_gp", descent_steps=3, lambda_=0.3, z_lr=0.05).eval(),
+        images(2, shape),
+    )
+    explained = detector.explain(x)
+    assert explained.map.shape == (2, *shape[1:])
+    for row, image in enumerate(x.split(1)):
+        z = detector.start.clone().requires_grad_()
+        adam = torch.optim.Adam([z], lr=0.05)
+        for _ in range(3):
+            descend_plainly(adam, loss_left(detector, image, z))
+        assert explained.score[row].item() == pytest.approx(loss_left(detector, image, z).item(), rel=1e-5)
+
+
+def test_a_learned_start_is_the_code_of_an_encoder_that_undoes_the_generator() -> None:
+    detector, x = small(learned_start=True, restarts=2, batch_size=8, start_steps=7), images(8)
+    stage = stage_of(detector, 1, (1, 16, 16))
+    assert stage.epochs == 3
+    encode, generate = copy.deepcopy(detector.encode).train(), copy.deepcopy(detector.generate).eval()
+    torch.manual_seed(5)
+    loss = stage.step(Batch(x, torch.arange(8)))["start"]
+
+    torch.manual_seed(5)
+    z = 2 * torch.rand(8, 6, 1, 1) - 1
+    e = torch.optim.Adam(encode.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    expected = ((z - encode(generate(z).detach())) ** 2).sum() / (8 * 6)
+    descend_plainly(e, expected)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert_same_weights(detector.encode, encode)
+
+    assert networks(moved(detector, stage.step, Batch(x, torch.arange(8)))) == {"encode"}
+    detector.eval()
+    first = detector.first_codes(x).view(8, 2, 6)
+    torch.testing.assert_close(first[:, 0], detector.encode(x).view(8, 6))
+    assert torch.equal(first[:, 1], detector.start[1].view(1, 6).repeat(8, 1))
+    assert detector.score(x).shape == (8,)
+
+
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_scores_where_gradients_are_off(context) -> None:
     detector, x = small().eval(), images(3)
@@ -167,6 +242,8 @@ def test_scores_under_autocast_are_close() -> None:
     [
         ({"lambda_": 1.5}, "model.lambda_=1.5"),
         ({"restarts": 0}, "model.restarts=0"),
+        ({"n_critic": 0}, "model.n_critic=0"),
+        ({"gan": "lsgan"}, "model.gan=lsgan: allowed are dcgan, wgan_gp"),
         ({"shape": (1, 28, 28)}, "data.image_size"),
         ({"shape": (6,)}, "images"),
     ],

@@ -1,9 +1,12 @@
+from xml.etree import ElementTree
+
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from anomaly_bench.report import figures
+from anomaly_bench.report import comparisons, figures
+from anomaly_bench.report.comparisons import GRID, Point, cliques
 
 SYNTHETIC = r"ganomaly on $\bags_1$ (synthetic data)"
 RNG = np.random.default_rng(0)
@@ -12,29 +15,47 @@ SCORES = RNG.random(40) + TRUTH
 
 
 def assert_picture(path, least=200, most=4000):
-    """A whole PNG of a sensible size that is not all of one colour, and no temporary file beside it."""
-    with Image.open(path) as picture:
+    """A whole PNG of a sensible size that is not all of one colour, an SVG, and no temporary file beside them."""
+    png, svg = (path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg"))
+    with Image.open(png) as picture:
         picture.load()
         assert picture.format == "PNG"
         assert all(least <= side <= most for side in picture.size)
         assert len(picture.convert("L").getcolors(256)) > 2
-    assert list(path.parent.iterdir()) == [path]
+    assert ElementTree.parse(svg).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    assert sorted(path.parent.iterdir()) == [png, svg]
 
 
-@pytest.mark.parametrize("threshold", [None, 0.7])
-def test_score_histogram(tmp_path, threshold):
-    figures.score_histogram(tmp_path / "x" / "scores.png", SCORES, TRUTH, threshold, SYNTHETIC)
-    assert_picture(tmp_path / "x" / "scores.png")
+def words(path):
+    """The texts of a picture."""
+    root = ElementTree.parse(path.with_name(f"{path.name}.svg")).getroot()
+    return ["".join(text.itertext()).strip() for text in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+@pytest.mark.parametrize("thresholds", [{}, {"95 % of the training scores": 0.7, "best F1": 1e9}])
+def test_score_histogram(tmp_path, thresholds):
+    figures.score_histogram(tmp_path / "x" / "scores", SCORES, TRUTH, thresholds, SYNTHETIC)
+    assert_picture(tmp_path / "x" / "scores")
+    told = words(tmp_path / "x" / "scores")
+    assert SYNTHETIC in told
+    assert all(f"{name}: {value:.4g}" in told for name, value in thresholds.items())
 
 
 def test_score_histogram_of_equal_scores(tmp_path):
-    figures.score_histogram(tmp_path / "scores.png", np.ones(40), TRUTH, 1.0, "collapsed")
-    assert_picture(tmp_path / "scores.png")
+    figures.score_histogram(tmp_path / "scores", np.ones(40), TRUTH, {"a": 1.0}, "collapsed")
+    assert_picture(tmp_path / "scores")
 
 
 def test_roc_and_pr(tmp_path):
-    figures.roc_and_pr(tmp_path / "roc.png", SCORES, TRUTH, SYNTHETIC)
-    assert_picture(tmp_path / "roc.png")
+    figures.roc_and_pr(tmp_path / "roc", SCORES, TRUTH, SYNTHETIC)
+    assert_picture(tmp_path / "roc")
+
+
+def test_the_same_picture_is_the_same_file(tmp_path):
+    for name in "ab":
+        figures.roc_and_pr(tmp_path / name, SCORES, TRUTH, SYNTHETIC)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 @pytest.mark.parametrize("epochs", [1, 5])
@@ -45,41 +66,110 @@ def test_losses_of_two_stages(tmp_path, epochs):
             **{"stage": stage, "name": np.array(["ae", "gan"])[stage], "epoch": [*range(1, epochs + 1)] * 2},
             "reconstruction": np.where(stage == 0, 1.0, np.nan),
             "$generator_x": np.where(stage == 1, 2.0, np.nan),
-            **{"rows": 64, "seconds": 0.1, "auroc": 0.5},
+            **{"rows": 64, "seconds": 0.1, "auroc": np.linspace(0.8, 0.5, 2 * epochs)},
         }
     )
-    figures.losses(tmp_path / "losses.png", frame, SYNTHETIC)
-    assert_picture(tmp_path / "losses.png")
+    figures.losses(tmp_path / "losses", frame, SYNTHETIC)
+    assert_picture(tmp_path / "losses")
+    assert {"last: 0.500", "best: 0.800, has seen the labels"} <= set(words(tmp_path / "losses"))
 
 
-@pytest.mark.parametrize(("channels", "maps"), [(1, True), (3, False), (2, True)])
-def test_reconstructions(tmp_path, channels, maps):
+@pytest.mark.parametrize("channels", [1, 3, 2])
+def test_reconstructions(tmp_path, channels):
     x = RNG.random((40, channels, 8, 12))
-    figures.reconstructions(
-        tmp_path / "r.png", x, x * 0.5, SCORES, TRUTH, maps=x[:, 0] if maps else None, title=SYNTHETIC
-    )
-    assert_picture(tmp_path / "r.png")
+    figures.reconstructions(tmp_path / "r", x, x * 0.5, x[:, 0], SCORES, TRUTH, SYNTHETIC)
+    assert_picture(tmp_path / "r")
 
 
 def test_reconstructions_show_the_extremes_of_either_kind():
     groups = figures._extremes(np.array([5.0, 1, 4, 2, 3, 9, 7, 8]), np.arange(8) > 4)
     assert {name: rows.tolist() for name, rows in groups.items()} == {
-        "normal, lowest scores": [1, 3],
-        "normal, highest scores": [2, 0],
-        "anomalous, lowest scores": [6],
-        "anomalous, highest scores": [5],
+        "normal, lowest scores: best": [1, 3],
+        "normal, highest scores: worst": [2, 0],
+        "anomalous, highest scores: best": [5],
+        "anomalous, lowest scores: worst": [6],
     }
 
 
 @pytest.mark.parametrize("features", [RNG.normal(size=(40, 5)), np.zeros((12, 1), np.float32)])
 def test_embedding(tmp_path, features):
-    figures.embedding(tmp_path / "e.png", features, TRUTH[: len(features)], SYNTHETIC)
-    assert_picture(tmp_path / "e.png")
+    figures.embedding(tmp_path / "e", features, TRUTH[: len(features)], SYNTHETIC)
+    assert_picture(tmp_path / "e")
+
+
+HOSTILE = "a|b_$<x>\x1b\n船 and a name that is much too long for any picture of ours"
+CELL = {"model": "ganomaly", "evaluation": "clean", "settings": "", "class": HOSTILE, "order": 0.0}
 
 
 def test_class_heat_map(tmp_path):
-    cell = {"model": "ganomaly", "evaluation": "clean", "settings": "", "class": "a|b_$<x>", "order": 0.0}
-    cells = [cell | {"mean": 0.9}, cell | {"class": "mean", "order": np.inf, "mean": 0.4}]
-    cells.append(cell | {"model": "ae", "settings": "model.nz=20", "mean": 0.6})
-    figures.class_heat_map(tmp_path / "map.png", cells, SYNTHETIC)
-    assert_picture(tmp_path / "map.png")
+    cells = [CELL | {"mean": 0.9}, CELL | {"class": "mean", "order": np.inf, "mean": 0.4}]
+    cells.append(CELL | {"model": "ae", "settings": "model.nz=20", "mean": 0.6})
+    comparisons.class_heat_map(tmp_path / "map", cells, SYNTHETIC)
+    assert_picture(tmp_path / "map")
+    assert {"0.900", "0.600", "0.400", "–"} <= set(words(tmp_path / "map"))
+
+
+def test_a_heat_map_of_very_many_is_cut_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparisons, "MOST_ROWS", 3)
+    monkeypatch.setattr(comparisons, "MOST_COLUMNS", 4)
+    cells = [
+        CELL | {"model": f"m{row}", "class": f"c{column}", "order": 0.0, "mean": 0.9}
+        for row in range(4)
+        for column in range(9)
+    ]
+    comparisons.class_heat_map(tmp_path / "map", cells, "many")
+    told = words(tmp_path / "map")
+    assert "many (the first 3 methods and 4 columns)" in told
+    assert [name for name in told if name[0] in "cm" and name[1].isdigit()] == [
+        *("c0", "c1", "c2", "c8", "m0, clean", "m1, clean", "m2, clean")
+    ]
+
+
+def test_bands(tmp_path):
+    seeds = np.vstack([GRID**0.5, GRID])
+    curves = {"cat": {"ae": seeds, HOSTILE: seeds[:1]}, HOSTILE: {"ae": seeds}}
+    for name, draw in (
+        ("r", comparisons.roc_bands),
+        ("p", comparisons.pr_bands),
+        ("l", comparisons.learning_curves),
+    ):
+        (tmp_path / name).mkdir()
+        draw(tmp_path / name / "x", curves, SYNTHETIC)
+        assert_picture(tmp_path / name / "x")
+        assert "ae" in words(tmp_path / name / "x")
+
+
+def test_runtime(tmp_path):
+    points = [("ae", 3.0, 0.9, np.nan), (HOSTILE, 3000.0, 0.4, 0.1), ("ocsvm", 0.001, 0.5, 0.0)]
+    comparisons.runtime(tmp_path / "t", points, SYNTHETIC, ", on different machines")
+    assert_picture(tmp_path / "t")
+    assert "seconds of training a run, on different machines" in words(tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [Point(1000, 0.9, 0.01, 0.88), Point(20, 0.8, np.nan, None)],
+        [Point("wide", 0.9, 0.01, None), Point(HOSTILE, 0.8, 0.02, None)],
+        [Point(0, 0.9, 0.01, 0.9)],
+    ],
+)
+def test_paper_curve(tmp_path, points):
+    comparisons.paper_curve(tmp_path / "c", points, "model.nz", SYNTHETIC)
+    assert_picture(tmp_path / "c")
+    assert ("the paper" in words(tmp_path / "c")) == any(point.paper is not None for point in points)
+
+
+@pytest.mark.parametrize("methods", [2, 3, 12])
+def test_critical_difference(tmp_path, methods):
+    ranks = {f"method {number}": 1.0 + number for number in range(methods - 1)} | {HOSTILE: methods}
+    comparisons.critical_difference(tmp_path / "d", ranks, 2.5, 10, SYNTHETIC)
+    assert_picture(tmp_path / "d")
+    assert "critical difference 2.50, n = 10" in words(tmp_path / "d")
+    assert "method 0  1.00" in words(tmp_path / "d")
+
+
+def test_a_bar_joins_what_lies_closer_than_the_difference():
+    assert cliques([1, 1.5, 2.4, 4, 9], 1) == [(1, 1.5), (1.5, 2.4)]
+    assert cliques([1, 1.5, 1.8, 4, 4.5], 1) == [(1, 1.8), (4, 4.5)]
+    assert cliques([1, 2, 3], 1) == []

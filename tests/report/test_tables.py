@@ -320,7 +320,8 @@ def test_a_report_is_written_from_the_folders_alone(tmp_path):
     assert "0.900" in text
     assert "FAILED: lost: no such folder" in text
     assert {str(path.relative_to(report)) for path in report.rglob("*") if path.is_file()} == {
-        *("table.csv", "table.md", "table.tex", "figures/pets-leave_one_class_out.png")
+        *("table.csv", "table.md", "table.tex", "index.html"),
+        *(f"figures/pets-leave_one_class_out-classes.{kind}" for kind in ("png", "svg")),
     }
     cells = pd.read_csv(report / "table.csv")
     assert cells[["class", "mean"]].to_numpy().tolist() == [

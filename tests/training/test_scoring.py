@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
-from anomaly_bench.training.scoring import autocast, evaluation, explain_rows, score_rows
+from anomaly_bench.training.scoring import autocast, evaluation, explain_rows, folded, score_rows
 
 CPU = torch.device("cpu")
 
@@ -120,3 +120,52 @@ def test_autocast_sees_weights_that_were_just_updated() -> None:
         assert linear(torch.ones(1, 1)).dtype == torch.bfloat16
     with autocast(CPU, "fp32"):
         assert linear(torch.ones(1, 1)).dtype == torch.float32
+
+
+class Convolved(Detector):
+    """Scores by the sum of convolutions with batch norm, one of them under spectral norm, one not in a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
+            nn.ConvTranspose2d(4, 5, 3, bias=False), nn.BatchNorm2d(5), nn.Tanh(),
+            nn.utils.parametrizations.spectral_norm(nn.Conv2d(5, 2, 3)), nn.BatchNorm2d(2),
+        )  # fmt: skip
+        for module in self.net:
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor in (*module.parameters(), module.running_mean, module.running_var):
+                    nn.init.uniform_(tensor, 0.5, 1.5)  # pyright: ignore[reportArgumentType]
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        yield from ()
+
+    def score(self, x: Tensor) -> Tensor:
+        return self.net(x).flatten(1).sum(1)
+
+
+def test_folded_batch_norm_gives_the_same_scores_and_is_unfolded_after() -> None:
+    torch.manual_seed(0)
+    detector, images = Convolved(), Rows(torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8))
+    layers, before = list(detector.net), {name: x.clone() for name, x in detector.state_dict().items()}
+    with evaluation(detector, CPU), folded(detector):
+        kinds = [type(layer).__name__ for layer in detector.net]
+    assert kinds.count("BatchNorm2d") == 1
+    assert kinds.count("Identity") == 2
+    scores, plain = (
+        score_rows(detector, images, precision="fp32", batch_size=4, fold=fold) for fold in (True, False)
+    )
+    torch.testing.assert_close(scores, plain)
+    assert not torch.equal(scores, plain), "nothing was folded"
+    assert all(ours is layer for ours, layer in zip(detector.net, layers, strict=True))
+    assert all(torch.equal(x, before[name]) for name, x in detector.state_dict().items())
+
+
+def test_batch_statistics_are_not_folded() -> None:
+    torch.manual_seed(0)
+    detector, images = Convolved(), Rows(torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8))
+    scores = [
+        score_rows(detector, images, precision="fp32", batch_size=9, batch_statistics=True, fold=fold)
+        for fold in (True, False)
+    ]
+    assert torch.equal(*scores)

@@ -1,0 +1,49 @@
+"""Scaling of rows of numbers: fitted on some rows, then applied to any."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from anomaly_bench.errors import SettingError
+
+SCALES = ("minmax", "standard", None)
+
+
+class Scaler(NamedTuple):
+    """`(x - shift) * factor`, with `fill` in place of missing numbers; float32 `[D]` each."""
+
+    fill: Tensor
+    shift: Tensor
+    factor: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rows `[N, D]` scaled, without missing numbers; `x` stays as it is."""
+        return torch.where(x.isnan(), self.fill, x).sub_(self.shift).mul_(self.factor)
+
+
+def fit_scaler(x: Tensor, scale: str | None) -> Scaler:
+    """The scaler of float32 rows `[N, D]`, in which NaN is a missing number.
+
+    `minmax` maps the rows' range onto [0, 1], `standard` to a mean of 0 and a deviation of 1, None leaves
+    numbers as they are. A column without spread is shifted only. A missing number becomes the rows' median
+    of its column, 0 where these rows have none.
+    """
+    if scale not in SCALES:
+        raise SettingError(f"data.scale={scale}: allowed are minmax, standard, null")
+    gaps = x.isnan().any(0)
+    fill = torch.zeros(x.shape[1])
+    if gaps.any():
+        fill[gaps] = x[:, gaps].nanmedian(0).values.nan_to_num(0)
+        x = torch.where(x.isnan(), fill, x)
+    if scale == "minmax":
+        shift = x.amin(0)
+        spread = x.amax(0) - shift
+    elif scale == "standard":
+        shift = x.mean(0, dtype=torch.float64).float()
+        spread = (x - shift).square().mean(0, dtype=torch.float64).sqrt().float()
+        # Rounding leaves a constant column a trace of spread.
+        spread = torch.where(x.amax(0) == x.amin(0), 0, spread)
+    else:
+        shift, spread = torch.zeros(x.shape[1]), torch.zeros(x.shape[1])
+    return Scaler(fill, shift, torch.where(spread > 0, 1 / spread, 1))

@@ -1,0 +1,265 @@
+"""Tables: CSV and Parquet files of columns, `.npz` and `.mat` files of arrays.
+
+A column of numbers (or of true and false) stays one column. Any other column is a category and becomes one 0/1
+column for each of its values, in alphabetical order; a missing or a new value is 0 in all of them. A missing
+number stays NaN here, and becomes a median of training rows when the rows are scaled.
+"""
+
+import logging
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from anomaly_bench.data.dataset import Column, Dataset
+from anomaly_bench.errors import SettingError
+
+LOG = logging.getLogger("anomaly_bench")
+
+SUFFIXES = (".csv", ".parquet", ".npz", ".mat")
+MOST_CATEGORIES = 1000
+"""Values of one text column; more are names or numbers of rows, not categories."""
+
+ARRAY_LABEL = "y"
+HDF5 = b"\x89HDF\r\n\x1a\n"
+
+
+def load(
+    name: str = "table",
+    root: str | Path | None = None,
+    label: str | None = None,
+    scale: str | None = "minmax",
+    limit: int | None = None,
+) -> Dataset:
+    """Read one file as float32 rows `[N, D]`.
+
+    The classes are the values of the label column: numbers in ascending order, any others the most frequent
+    first, so that class 0 is the normal one under most conventions.
+
+    Args:
+        name: of the data set.
+        root: the file: `.csv` or `.parquet` with named columns, `.npz` or `.mat` with an array `X` `[N, D]`.
+        label: the column, or array `[N]`, of classes; None is `y` in an `.npz` or `.mat`.
+        scale: `minmax`, `standard` or None, fitted once the split is known.
+        limit: rows kept, evenly spaced; None keeps all.
+
+    Raises:
+        SettingError: there is no such file or label, or something in it is no number and no category.
+    """
+    if root is None:
+        raise SettingError(f"data.root=null: the table's file is needed, one of {', '.join(SUFFIXES)}")
+    path = Path(root).expanduser()
+    content = read(path)
+    if isinstance(content, pd.DataFrame):
+        x, columns, labels = of_frame(content, path, label)
+    else:
+        x, columns, labels = of_arrays(content, path, label or ARRAY_LABEL)
+    kept = spread_rows(len(x), limit)
+    x = x[torch.from_numpy(kept)]
+    class_names, classes = named_classes(labels[kept], path)
+    say_what_is_missing(x, path)
+    return Dataset(
+        name=name,
+        x=x,
+        classes=classes,
+        class_names=class_names,
+        official_train=np.ones(len(x), dtype=bool),
+        source=f"file {path.name}",
+        columns=columns,
+        scale=scale,
+    )
+
+
+def read_rows(path: Path, columns: Sequence[Column]) -> Tensor:
+    """The rows of another file with the same columns, float32 `[N, D]`; what else is in it is left out."""
+    content = read(path)
+    if isinstance(content, pd.DataFrame):
+        return encoded(content, columns, path)
+    x = matrix(content, path)
+    if any(column.categories is not None for column in columns) or x.shape[1] != len(columns):
+        raise SettingError(f"{path}: X has {x.shape[1]} columns; the run was trained on {listed(columns)}")
+    return numbers(x, path)
+
+
+def read(path: Path) -> pd.DataFrame | dict[str, np.ndarray]:
+    """A frame for files of columns, arrays by name for files of arrays. Nothing is unpickled."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise SettingError(f"{path}: not a table; allowed are {', '.join(SUFFIXES)} files")
+    if not path.is_file():
+        raise SettingError(f"{path}: there is no such file")
+    try:
+        match path.suffix.lower():
+            case ".csv":
+                return pd.read_csv(path)
+            case ".parquet":
+                return pd.read_parquet(path)
+            case ".npz":
+                with np.load(path) as file:
+                    return {key: file[key] for key in file.files}
+            case _:
+                return read_mat(path)
+    except ImportError as error:
+        raise SettingError(
+            f"{path}: {error.name} is needed to read it; install anomaly-bench[tables]"
+        ) from error
+    except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise SettingError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def read_mat(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of a MATLAB file; those of version 7.3 are HDF5, behind 512 bytes, and lie transposed."""
+    with path.open("rb") as file:
+        is_hdf5 = HDF5 in file.read(512 + len(HDF5))
+    if is_hdf5:
+        import h5py
+
+        with h5py.File(path) as hdf5:
+            return {key: value[()].T for key, value in hdf5.items() if isinstance(value, h5py.Dataset)}
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        return {key: value for key, value in loadmat(path).items() if not key.startswith("__")}
+    except MatReadError as error:
+        raise ValueError(str(error)) from error
+
+
+def of_frame(
+    frame: pd.DataFrame, path: Path, label: str | None
+) -> tuple[Tensor, tuple[Column, ...], np.ndarray]:
+    """Rows, columns and labels of a frame."""
+    frame = frame.rename(columns=str)
+    if label not in frame:
+        raise SettingError(
+            f"data.label={'null' if label is None else label}: the column of classes in {path.name}; "
+            f"there are {some([str(name) for name in frame])}"
+        )
+    columns = tuple(column_of(name, values, path) for name, values in frame.items() if name != label)
+    return encoded(frame, columns, path), columns, frame[label].to_numpy()
+
+
+def of_arrays(
+    arrays: dict[str, np.ndarray], path: Path, label: str
+) -> tuple[Tensor, tuple[Column, ...], np.ndarray]:
+    """Rows, columns and labels of arrays; columns without names are numbered."""
+    x = matrix(arrays, path)
+    if label not in arrays or arrays[label].size != len(x):
+        raise SettingError(
+            f"data.label={label}: one class for each of the {len(x)} rows of {path.name} is needed; "
+            f"there are {some([f'{key} {value.shape}' for key, value in arrays.items()])}"
+        )
+    names = arrays.get("columns", np.array([f"x{number}" for number in range(x.shape[1])]))
+    if len(names) != x.shape[1]:
+        raise SettingError(f"{path}: X has {x.shape[1]} columns, and {len(names)} names for them")
+    return numbers(x, path), tuple(Column(str(name)) for name in names), arrays[label].ravel()
+
+
+def matrix(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
+    """The array `X` of numbers, `[N, D]`."""
+    x = arrays.get("X")
+    if x is None or x.ndim != 2 or x.dtype.kind not in "fiub":
+        found = some([f"{key} {value.dtype} {value.shape}" for key, value in arrays.items()])
+        raise SettingError(f"{path}: an array X of numbers, rows x columns, is needed; there are {found}")
+    return x
+
+
+def column_of(name: object, values: pd.Series, path: Path) -> Column:
+    """What kind of column it is."""
+    name = str(name)
+    if pd.api.types.is_numeric_dtype(values) or values.isna().all():
+        return Column(name)
+    categories = sorted(set(values.dropna().astype(str)))
+    if len(categories) > MOST_CATEGORIES:
+        raise SettingError(
+            f"{path}: column {name} has {len(categories)} different values, such as {categories[0]!r}; at "
+            f"most {MOST_CATEGORIES} can be categories: remove the column"
+        )
+    return Column(name, tuple(categories))
+
+
+def encoded(frame: pd.DataFrame, columns: Sequence[Column], path: Path) -> Tensor:
+    """The columns of a frame as float32 `[N, D]`."""
+    frame = frame.rename(columns=str)
+    lacking = [column.name for column in columns if column.name not in frame]
+    if lacking:
+        raise SettingError(f"{path}: it has no column {some(lacking)}; needed are {listed(columns)}")
+    parts = []
+    for name, categories in columns:
+        values: Any = frame[name]
+        if categories is None:
+            try:
+                column: Any = pd.to_numeric(values)
+                parts.append(column.to_numpy(np.float64, na_value=np.nan)[:, None])
+            except (ValueError, TypeError) as error:
+                raise SettingError(f"{path}: column {name}: {error}; numbers are needed") from error
+            continue
+        values = values.astype(str).where(values.notna(), None)
+        unknown = sorted(set(values.dropna()) - set(categories))
+        if unknown:
+            LOG.warning("%s: column %s: unknown values count as missing: %s", path, name, some(unknown))
+        parts.append((values.to_numpy(object)[:, None] == np.array(categories, object)).astype(np.float32))
+    if not parts:
+        raise SettingError(f"{path}: it has no columns but the label")
+    with np.errstate(over="ignore"):
+        return numbers(np.concatenate([part.astype(np.float32) for part in parts], axis=1), path)
+
+
+def numbers(x: np.ndarray, path: Path) -> Tensor:
+    """As float32, in which NaN is a missing number; infinite ones are refused."""
+    with np.errstate(over="ignore"):
+        rows = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+    infinite = int(rows.isinf().sum())
+    if infinite:
+        raise SettingError(f"{path}: {infinite} numbers are infinite, or too large for float32")
+    if not rows.numel():
+        raise SettingError(f"{path}: no rows or no columns")
+    return rows
+
+
+def named_classes(labels: np.ndarray, path: Path) -> tuple[tuple[str, ...], np.ndarray]:
+    """Class names, and the class of each row as int64 `[N]`."""
+    missing = int(pd.isna(labels).sum())
+    if missing:
+        raise SettingError(f"{path}: {missing} of {len(labels)} rows have no label")
+    values, classes, counts = np.unique(
+        labels if labels.dtype.kind in "biuf" else labels.astype(str), return_inverse=True, return_counts=True
+    )
+    order = np.arange(len(values)) if values.dtype.kind in "biuf" else np.argsort(-counts, kind="stable")
+    names = [f"{value:g}" if values.dtype.kind == "f" else str(value) for value in values[order]]
+    if len(set(names)) < len(names) or len(names) > MOST_CATEGORIES:
+        raise SettingError(f"{path}: {len(names)} different labels, such as {names[0]}: not classes")
+    return tuple(names), np.argsort(order)[classes.ravel()]
+
+
+def spread_rows(n: int, limit: int | None) -> np.ndarray:
+    """Row numbers of at most `limit` of `n` rows, evenly spaced, so that the share of each class stays."""
+    if limit is None:
+        return np.arange(n)
+    if not isinstance(limit, int) or limit < 1:
+        raise SettingError(f"data.limit={limit}: allowed is a number of rows from 1, or null for all")
+    return np.linspace(0, n - 1, min(limit, n)).round().astype(np.int64)
+
+
+def say_what_is_missing(x: Tensor, path: Path) -> None:
+    """A notice of missing numbers and what becomes of them."""
+    gaps = x.isnan()
+    if gaps.any():
+        LOG.warning(
+            "%s: %d missing numbers in %d of %d columns: each becomes the median of its column's training rows",
+            *(path, int(gaps.sum()), int(gaps.any(0).sum()), x.shape[1]),
+        )
+
+
+def listed(columns: Sequence[Column]) -> str:
+    """Column names for a message."""
+    return f"{len(columns)} columns: {some([column.name for column in columns])}"
+
+
+def some(names: Sequence[str]) -> str:
+    """Up to ten names."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

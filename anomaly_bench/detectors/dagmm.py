@@ -1,0 +1,273 @@
+"""DAGMM: Deep Autoencoding Gaussian Mixture Model for Unsupervised Anomaly Detection, and its ablations.
+
+Zong, Song, Min, Cheng, Lumezanu, Cho, Chen, ICLR 2018, https://openreview.net/forum?id=BJJLHbb0-. There is no
+official code.
+
+An autoencoder (the compression network) brings a row down to a very short code, to which two measures of its
+reconstruction error are added. A second network (the estimation network) says how likely each of K Gaussians is
+to have made this vector z, and so makes a mixture of a whole batch. Both learn together to rebuild the rows and
+to make them likely; an unlikely row is an anomaly.
+
+    z       = [z_c, |x - x'| / |x|, x.x' / (|x| |x'|)],  x' = g(z_c),  z_c = f(x)              (1)-(3)
+    gamma   = softmax(MLN(z)),  phi_k = mean gamma_k,  mu_k, Sigma_k: means and covariances
+              weighted by gamma_k                                                              (4), (5)
+    E(z)    = -log sum_k phi_k N(z; mu_k, Sigma_k)                                                  (6)
+    L       = mean |x - x'|^2 + lambda_1 mean E(z) + lambda_2 sum_k sum_j 1 / Sigma_kjj             (7)
+    A(x)    = E(z) with phi, mu, Sigma of the whole training set
+
+|x - x'|^2 is summed over the columns. Code that others have published averages it over them, takes the square root
+of a determinant twice, scores by the mixture of the last batch, or cuts the loss from its graph, so that nothing
+learns; none of that is followed here. The paper does not say how a singular covariance is met: here 1e-6 (and 1e-12
+of its trace) is added to its diagonal, and energies are computed in float64 by Cholesky factors. A row of zeros
+has no direction and no relative error; its length counts as 1e-6.
+
+The ablations of Table 2 are settings:
+
+    dagmm_p      `pretrain_epochs`: layer by layer, as denoising autoencoders (Vincent et al., 2010), then as above
+    dagmm_nvi    `mixture=variational`: in (7), E is its upper bound sum_k gamma_k (log gamma_k - log phi_k N_k(z))
+    gmm_en       `w_reconstruction=0`
+    pae          `mixture=none`: the pretrained autoencoder alone, scored by |x - x'|^2
+    e2e_ae       the same without pretraining
+    pae_gmm      `joint=false`: the pretrained autoencoder, then the estimation network alone on its z
+    pae_gmm_em   `mixture=em`: a mixture fitted by expectation-maximisation to its z
+
+The paper gives neither the epochs of the pretraining nor the share of entries it sets to 0; ours are settings. That
+of dagmm_nvi is its bound as we read it.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from sklearn.mixture import GaussianMixture
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.mlp import check_sizes, length_of, mlp
+
+MIXTURES = ("estimation", "variational", "em", "none")
+LEAST_LENGTH = 1e-6
+LEAST_WEIGHT = 1e-12
+
+
+class Mixture(NamedTuple):
+    """A Gaussian mixture, float64: shares `[K]`, means `[K, D]`, lower Cholesky factors `[K, D, D]`."""
+
+    phi: Tensor
+    mu: Tensor
+    factor: Tensor
+
+    def log_joint(self, z: Tensor) -> Tensor:
+        """log phi_k N(z; mu_k, Sigma_k), `[N, K]`, of vectors `[N, D]`."""
+        offset = (z.double() - self.mu[:, None]).transpose(1, 2)  # [K, D, N]
+        white = torch.linalg.solve_triangular(self.factor, offset, upper=False)
+        log_det = 2 * self.factor.diagonal(dim1=1, dim2=2).log().sum(1)  # [K]
+        log_normal = -0.5 * (white.square().sum(1).T + log_det + z.shape[1] * math.log(2 * math.pi))
+        return self.phi.clamp_min(LEAST_WEIGHT).log() + log_normal
+
+    def energy(self, z: Tensor) -> Tensor:
+        """Equation 6, `[N]`."""
+        return -self.log_joint(z).logsumexp(1)
+
+
+def mixture_of(z: Tensor, gamma: Tensor) -> tuple[Mixture, Tensor]:
+    """The mixture (5) of vectors `[N, D]` with memberships `[N, K]`, and its variances `[K, D]`."""
+    z, gamma = z.double(), gamma.double()
+    weight = gamma / gamma.sum(0).clamp_min(LEAST_WEIGHT)
+    mu = weight.T @ z
+    offset = z - mu[:, None]  # [K, N, D]
+    sigma = (weight.T[:, :, None] * offset).transpose(1, 2) @ offset
+    return Mixture(gamma.mean(0), mu, cholesky(sigma)), regular(sigma).diagonal(dim1=1, dim2=2)
+
+
+def regular(sigma: Tensor) -> Tensor:
+    """Covariances `[K, D, D]` with something on the diagonal, so that none is singular."""
+    trace = sigma.diagonal(dim1=1, dim2=2).sum(1)
+    added = 1e-6 + 1e-12 * trace
+    return sigma + added[:, None, None] * torch.eye(sigma.shape[1], dtype=sigma.dtype, device=sigma.device)
+
+
+def cholesky(sigma: Tensor) -> Tensor:
+    """Lower factors of covariances `[K, D, D]`, singular ones too."""
+    return torch.linalg.cholesky_ex(regular(sigma)).L
+
+
+class DAGMM(Detector):
+    """DAGMM on rows `[N, D]`.
+
+    Args:
+        shape: `(D,)`.
+        hidden: layers of the encoder, with tanh; the decoder has them in reverse.
+        code: length of z_c.
+        estimation: layers of the estimation network, with tanh, each with `dropout` after it.
+        k: Gaussians of the mixture.
+        w_reconstruction, w_energy, w_covariance: weights of (7): 1, lambda_1 and lambda_2.
+        mixture: `estimation`, `variational`, `em` or `none`; see above.
+        joint: both networks learn together; else the autoencoder learns first and is then left alone.
+        pretrain_epochs: of each layer of the autoencoder before all else; 0 for none.
+        corruption: share of a layer's inputs that its pretraining sets to 0.
+        lr, batch_size, epochs: of Adam, and of each stage that is not pretraining.
+    """
+
+    phi: Tensor
+    mu: Tensor
+    factor: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        hidden: Sequence[int] = (60, 30, 10),
+        code: int = 1,
+        estimation: Sequence[int] = (10,),
+        k: int = 4,
+        dropout: float = 0.5,
+        w_reconstruction: float = 1.0,
+        w_energy: float = 0.1,
+        w_covariance: float = 0.005,
+        mixture: str = "estimation",
+        joint: bool = True,
+        pretrain_epochs: int = 0,
+        corruption: float = 0.25,
+        lr: float = 1e-4,
+        batch_size: int = 1024,
+        epochs: int = 200,
+    ) -> None:
+        super().__init__()
+        if mixture not in MIXTURES:
+            raise SettingError(f"model.mixture={mixture}: allowed are {', '.join(MIXTURES)}")
+        estimated = mixture in ("estimation", "variational")
+        if joint and not estimated:
+            raise SettingError(f"model.joint=true: model.mixture={mixture} has no network to learn with")
+        for name, share in (("dropout", dropout), ("corruption", corruption)):
+            if not 0 <= share < 1:
+                raise SettingError(f"model.{name}={share}: allowed is from 0 and below 1")
+        d = length_of(shape)
+        check_sizes(hidden=hidden, code=code, estimation=estimation, k=k)
+        self.encode = mlp([d, *hidden, code], nn.Tanh)
+        self.decode = mlp([code, *reversed(hidden), d], nn.Tanh)
+        sizes = [code + 2, *estimation, k]
+        self.estimate = (
+            mlp(sizes, lambda: nn.Sequential(nn.Tanh(), nn.Dropout(dropout))) if estimated else None
+        )
+        self.register_buffer("phi", torch.full((k,), 1 / k, dtype=torch.float64))
+        self.register_buffer("mu", torch.zeros(k, code + 2, dtype=torch.float64))
+        self.register_buffer("factor", torch.eye(code + 2, dtype=torch.float64).repeat(k, 1, 1))
+        self.w_reconstruction, self.w_energy, self.w_covariance = w_reconstruction, w_energy, w_covariance
+        self.mixture, self.joint = mixture, joint
+        self.pretrain_epochs, self.corruption = pretrain_epochs, corruption
+        self.lr, self.batch_size, self.epochs = lr, batch_size, epochs
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors z `[N, code + 2]` and reconstructions `[N, D]`, both float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            code = self.encode(x)
+            rebuilt = self.decode(code)
+            length = x.norm(dim=1).clamp_min(LEAST_LENGTH)
+            distance = (x - rebuilt).norm(dim=1) / length
+            cosine = (x * rebuilt).sum(1) / (length * rebuilt.norm(dim=1).clamp_min(LEAST_LENGTH))
+            return torch.cat([code, distance[:, None], cosine[:, None]], 1), rebuilt
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """Pretraining layer by layer, the autoencoder, the mixture: as many of them as the settings have."""
+        if train.device.type == "mps":
+            raise SettingError("trainer.device=mps: this model computes in float64, which mps lacks; use cpu")
+        if self.pretrain_epochs:
+            for layer in range(len(self.encode)):
+                yield self.layer_stage(layer)
+        if not self.joint:
+            yield self.autoencoder_stage()
+        if self.estimate is not None:
+            yield self.mixture_stage(self.estimate)
+        if self.mixture != "none":
+            fitted = self.fitted(train.map(lambda x: self(x)[0]))
+            self.phi, self.mu, self.factor = fitted
+
+    def layer_stage(self, layer: int) -> Stage:
+        """A layer of the encoder and its mirror learn to rebuild the layer's inputs from corrupted ones."""
+        below, up, down = self.encode[:layer], self.encode[layer], self.decode[-1 - layer]
+        optimizer = adam(up, down, lr=self.lr)
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            with torch.no_grad():
+                inputs = below(batch.x)
+                kept = torch.rand_like(inputs) >= self.corruption
+            loss = mse_loss(down(up(inputs * kept)), inputs, reduction="sum") / len(inputs)
+            descend(optimizer, loss)
+            return detached(reconstruction=loss)
+
+        name = f"layer {layer + 1}"
+        return Stage(name, self.pretrain_epochs, step, (optimizer,), self.batch_size, scorable=False)
+
+    def autoencoder_stage(self) -> Stage:
+        """The compression network learns alone, by the first term of (7)."""
+        optimizer = adam(self.encode, self.decode, lr=self.lr)
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            loss = squared_error(batch.x, self(batch.x)[1]).mean()
+            descend(optimizer, loss)
+            return detached(reconstruction=loss)
+
+        alone = self.mixture == "none"
+        return Stage("autoencoder", self.epochs, step, (optimizer,), self.batch_size, scorable=alone)
+
+    def mixture_stage(self, estimate: nn.Module) -> Stage:
+        """Both networks learn together by (7), or the estimation network alone by its last two terms."""
+        learning = [self.encode, self.decode, estimate] if self.joint else [estimate]
+        optimizer = adam(*learning, lr=self.lr)
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            with torch.set_grad_enabled(self.joint):
+                z, rebuilt = self(batch.x)
+            gamma = memberships(estimate, z)
+            mixture, variances = mixture_of(z, gamma)
+            if self.mixture == "variational":
+                bound = gamma * (gamma.clamp_min(LEAST_WEIGHT).log() - mixture.log_joint(z))
+                energy = bound.sum(1).mean()
+            else:
+                energy = mixture.energy(z).mean()
+            reconstruction = squared_error(batch.x, rebuilt).mean()
+            penalty = (1 / variances).sum()
+            loss = self.w_energy * energy + self.w_covariance * penalty
+            descend(optimizer, loss + self.w_reconstruction * reconstruction if self.joint else loss)
+            return detached(reconstruction=reconstruction, energy=energy, penalty=penalty)
+
+        return Stage("mixture", self.epochs, step, (optimizer,), self.batch_size, scorable=False)
+
+    def fitted(self, z: Tensor) -> Mixture:
+        """The mixture of the vectors `[N, code + 2]` of all training rows."""
+        if self.estimate is not None:
+            return mixture_of(z, memberships(self.estimate, z))[0]
+        seed = int(torch.randint(2**31, ()))
+        em = GaussianMixture(min(len(self.phi), len(z)), reg_covar=1e-6, n_init=3, random_state=seed)
+        em.fit(z.double().cpu().numpy())
+        phi, mu, sigma = (torch.from_numpy(part) for part in (em.weights_, em.means_, em.covariances_))
+        missing = len(self.phi) - len(phi)
+        chosen = torch.cat([torch.arange(len(phi)), torch.zeros(missing, dtype=torch.int64)])
+        phi = torch.cat([phi, phi.new_zeros(missing)])
+        return Mixture(*(part.to(z.device) for part in (phi, mu[chosen], cholesky(sigma)[chosen])))
+
+    def score(self, x: Tensor) -> Tensor:
+        """Energy of each row, `[N]` float64; without a mixture its squared reconstruction error."""
+        return self.explain(x).score
+
+    def explain(self, x: Tensor) -> Explanation:
+        """Score, reconstruction and z."""
+        z, rebuilt = self(x)
+        if self.mixture == "none":
+            return Explanation(squared_error(x, rebuilt), None, rebuilt, z)
+        return Explanation(Mixture(self.phi, self.mu, self.factor).energy(z), None, rebuilt, z)
+
+
+def memberships(estimate: nn.Module, z: Tensor) -> Tensor:
+    """Equation 4: gamma, `[N, K]` float64, of vectors `[N, D]`."""
+    with torch.autocast(z.device.type, enabled=False):
+        return estimate(z).double().softmax(1)
+
+
+def squared_error(x: Tensor, rebuilt: Tensor) -> Tensor:
+    """Summed over the columns, `[N]`."""
+    return (x - rebuilt).square().sum(1)

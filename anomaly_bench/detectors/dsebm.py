@@ -1,0 +1,127 @@
+"""DSEBM: Deep Structured Energy Based Models for Anomaly Detection.
+
+Zhai, Cheng, Lu, Zhang, ICML 2016, http://proceedings.mlr.press/v48/zhai16.html. There is no official code.
+
+A network gives each row an energy, and score matching makes it low where rows are common: one step down the
+energy's slope must take a noisy row back to what it was, as a denoising autoencoder's output does. Anomalous rows
+have a high energy, or a steep slope.
+
+    E(x) = 1/2 |x - b'|^2 - sum_j h_j(x),   h: the last layer
+    x^   = x~ - grad E(x~),   x~ = x + sigma eps
+    L    = mean |x - x^|^2
+    A(x) = E(x) (DSEBM-e), or |grad E(x)|^2 (DSEBM-r)
+
+x^ is written by automatic differentiation, with all its second derivatives, in place of a decoder with tied
+weights. All layers are softplus, as the paper's. GeoTrans' version has batch norm and ReLU, whose biases this loss
+does not reach; ALAD's adds the last layer of the decoder to its energy, and has a b' for each place of a batch.
+Neither is followed. GeoTrans has sigma = 0.5 for images on [-1, 1], ALAD 1 for rows.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.cae import bottom, stages_for
+from anomaly_bench.networks.mlp import check_sizes, length_of, mlp
+
+
+class DSEBM(Detector):
+    """DSEBM on images `[N, C, H, W]` in [-1, 1] or rows `[N, D]`.
+
+    Args:
+        shape: of one row; sides of images are multiples of 8, from 64 pixels on of 16.
+        score_by: `energy` or `reconstruction`.
+        sigma: of the noise, in units of the rows.
+        width: filters of the first convolution, twice as many after each halving; for images.
+        code: units of the last layer; for images.
+        hidden: layers, the last one h; for rows of numbers.
+        lr, batch_size, epochs: of Adam.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        score_by: str = "energy",
+        sigma: float = 0.5,
+        width: int = 64,
+        code: int = 256,
+        hidden: Sequence[int] = (128, 512),
+        lr: float = 1e-3,
+        batch_size: int = 128,
+        epochs: int = 200,
+    ) -> None:
+        super().__init__()
+        if score_by not in ("energy", "reconstruction"):
+            raise SettingError(f"model.score_by={score_by}: allowed are energy, reconstruction")
+        if sigma <= 0:
+            raise SettingError(f"model.sigma={sigma}: must be above 0")
+        check_sizes(width=width, code=code, hidden=hidden)
+        if len(shape) == 3:
+            self.h = nn.Sequential(
+                *convolutions(shape, width), nn.Linear(flat(shape, width), code), nn.Softplus()
+            )
+        else:
+            self.h = nn.Sequential(mlp([length_of(shape), *hidden], nn.Softplus), nn.Softplus())
+        self.b = nn.Parameter(torch.zeros(shape))
+        self.score_by, self.sigma = score_by, sigma
+        self.lr, self.batch_size, self.epochs = lr, batch_size, epochs
+
+    def energy(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """E `[N]` and h `[N, code]` of rows `[N, *shape]`, in float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            h = self.h(x)
+            return 0.5 * (x - self.b).square().flatten(1).sum(1) - h.sum(1), h
+
+    def rebuilt(self, x: Tensor, create_graph: bool = False) -> Tensor:
+        """x^: one step down the energy from rows `[N, *shape]`."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.energy(x)[0].sum(), x, create_graph=create_graph)
+            return x - slope
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """One stage of score matching."""
+        optimizer = adam(self, lr=self.lr)
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            noisy = batch.x + self.sigma * torch.randn_like(batch.x)
+            offset = batch.x - self.rebuilt(noisy, create_graph=True)
+            loss = offset.square().flatten(1).sum(1).mean()
+            descend(optimizer, loss)
+            return detached(matching=loss)
+
+        yield Stage("energy", self.epochs, step, (optimizer,), self.batch_size)
+
+    def score(self, x: Tensor) -> Tensor:
+        """The energy, or the squared length of its slope, `[N]`."""
+        if self.score_by == "energy":
+            return self.energy(x)[0]
+        return (x - self.rebuilt(x)).detach().square().flatten(1).sum(1)
+
+    def explain(self, x: Tensor) -> Explanation:
+        """Score, x^, of images the squared step down the energy, and h."""
+        rebuilt = self.rebuilt(x).detach()
+        residual = (x - rebuilt).square()
+        energy, h = self.energy(x)
+        score = energy if self.score_by == "energy" else residual.flatten(1).sum(1)
+        return Explanation(score, residual.mean(1) if x.dim() == 4 else None, rebuilt, h)
+
+
+def convolutions(shape: tuple[int, ...], width: int) -> list[nn.Module]:
+    """Stride-2 convolutions with softplus, flattened at the end."""
+    layers: list[nn.Module] = []
+    channels = shape[0]
+    for stage in range(stages_for(shape)):
+        layers += [nn.Conv2d(channels, width << stage, 3, 2, 1), nn.Softplus()]
+        channels = width << stage
+    return [*layers, nn.Flatten()]
+
+
+def flat(shape: tuple[int, ...], width: int) -> int:
+    """How many numbers the convolutions give."""
+    channels, height, side = bottom(shape, width)
+    return channels * height * side

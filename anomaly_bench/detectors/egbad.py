@@ -1,0 +1,167 @@
+"""EGBAD: Efficient GAN-Based Anomaly Detection.
+
+Zenati, Foo, Lecouat, Manek, Chandrasekhar, ICLR 2018 workshop, https://arxiv.org/abs/1802.06222; official code:
+houssamzenati/Efficient-GAN-Anomaly-Detection. The GAN is BiGAN (Donahue, Krähenbühl, Darrell, ICLR 2017,
+https://arxiv.org/abs/1605.09782).
+
+A generator G learns to make rows of codes and an encoder E to make codes of rows, both against a discriminator D
+of pairs. To fool it they must invert each other, and so the encoder gives in one pass the code that AnoGAN
+searches for. What G(E(x)) lacks of x, and what D notices of it, is the anomaly score.
+
+    L_D = BCE(D(x, E(x)), 1) + BCE(D(G(z), z), 0),   z ~ N(0, I)
+    L_G = BCE(D(G(z), z), 1),   L_E = BCE(D(x, E(x)), 0)
+    A(x) = (1 - w) |x - G(E(x))|_1 + w L(x)
+    L(x) = |f(x, E(x)) - f(G(E(x)), E(x))|_1       `fm`, feature matching; f: the features of D's last layer
+    L(x) = BCE(D(G(E(x)), E(x)), 1)                `cross-e`, cross-entropy
+
+All follows the official code, of which:
+
+- D steps first, then G and E at once. The code draws another batch and other codes in between; here both updates
+  see the same, which saves a pass of E and of G.
+- Scores come from a moving average of all weights (`ema_decay`). It starts at the first weights, so that a short
+  run is scored by hardly trained ones: after n updates, a share of `ema_decay ** n` of them is left.
+- E's first convolution has no activation. Stride-2 convolutions are padded on both sides, TensorFlow's on one,
+  and batch norm has PyTorch's momentum and epsilon.
+- Images of 28 pixels and rows have the code's layers, and so has any other shape: images are halved twice.
+- Its shuffles for training and test differ, so that images of the one are among the other; its KDD loader
+  computes a scaling and drops it. Neither is done here.
+- It flags the top 20 % of the KDD test scores, the share that is known to be anomalous.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.errors import SettingError
+from anomaly_bench.losses import bce
+from anomaly_bench.networks.bigan import PairDiscriminator, average, averages_of, dense, init_weights
+from anomaly_bench.networks.dcgan import check_multiple
+
+
+class EGBAD(Detector):
+    """EGBAD on images `[N, C, H, W]` in [-1, 1], their sides multiples of 4, or on rows `[N, D]`.
+
+    Args:
+        shape: `(C, H, W)` or `(D,)`.
+        nz: length of the code.
+        hidden: features of the discriminator; the other dense layers have as many or half of it.
+        width: filters of the convolutions, of the encoder's half and twice as many too.
+        score_method: `fm` or `cross-e`; see above.
+        w: share of the discriminator's term in the score, in [0, 1].
+        ema_decay: of the averaged weights that score.
+        lr, beta1, batch_size, epochs: of all Adams.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        nz: int = 200,
+        hidden: int = 1024,
+        width: int = 64,
+        score_method: str = "fm",
+        w: float = 0.1,
+        ema_decay: float = 0.999,
+        lr: float = 1e-5,
+        beta1: float = 0.5,
+        batch_size: int = 100,
+        epochs: int = 100,
+    ) -> None:
+        super().__init__()
+        if score_method not in ("fm", "cross-e"):
+            raise SettingError(f"model.score_method={score_method}: allowed are fm, cross-e")
+        if not 0 <= w <= 1:
+            raise SettingError(f"model.w={w}: must be from 0 to 1")
+        if len(shape) == 1:
+            self.encode, self.generate, self.discriminate = row_networks(shape[0], nz, hidden)
+            init_weights(self, nn.init.xavier_uniform_)
+        else:
+            self.encode, self.generate, self.discriminate = image_networks(shape, nz, hidden, width)
+            init_weights(self, partial(nn.init.normal_, std=0.02))
+        self.averages = averages_of(self.encode, self.generate, self.discriminate)
+        self.nz, self.score_method, self.w, self.ema_decay = nz, score_method, w, ema_decay
+        self.lr, self.betas = lr, (beta1, 0.999)
+        self.batch_size, self.epochs = batch_size, epochs
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """One stage: on every batch the discriminator steps, then generator and encoder."""
+        d = adam(self.discriminate, lr=self.lr, betas=self.betas)
+        # L_G does not depend on E, nor L_E on G: one Adam on their sum takes the steps of two.
+        ge = adam(self.generate, self.encode, lr=self.lr, betas=self.betas)
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            x = batch.x
+            z = torch.randn(len(x), self.nz, device=x.device)
+            fake, code = self.generate(z), self.encode(x)
+            l_d = bce(self.discriminate(x, code.detach())[1], 1)
+            l_d = l_d + bce(self.discriminate(fake.detach(), z)[1], 0)
+            descend(d, l_d)
+            l_g, l_e = bce(self.discriminate(fake, z)[1], 1), bce(self.discriminate(x, code)[1], 0)
+            descend(ge, l_g + l_e)
+            average(self.averages, (self.encode, self.generate, self.discriminate), self.ema_decay)
+            return detached(discriminator=l_d, generator=l_g, encoder=l_e)
+
+        yield Stage("bigan", self.epochs, step, (d, ge), self.batch_size)
+
+    def score(self, x: Tensor) -> Tensor:
+        """A(x), `[N]`."""
+        return self.explain(x).score
+
+    def explain(self, x: Tensor) -> Explanation:
+        """Score, absolute residual map of images, reconstruction and code."""
+        encode, generate, discriminate = self.averages
+        z = encode(x)
+        fake = generate(z)
+        residual = (x - fake).float().abs()
+        rebuilt, logits = discriminate(fake, z)
+        if self.score_method == "fm":
+            noticed = (discriminate(x, z)[0] - rebuilt).float().abs().sum(1)
+        else:
+            noticed = softplus(-logits.float())
+        score = (1 - self.w) * residual.flatten(1).sum(1) + self.w * noticed
+        return Explanation(score, residual.mean(1) if x.dim() == 4 else None, fake, z)
+
+
+def image_networks(
+    shape: tuple[int, ...], nz: int, hidden: int, width: int
+) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Encoder, generator and discriminator of the paper's MNIST experiment."""
+    channels, height, side = check_multiple(shape, 4)
+    corner = height // 4, side // 4
+    places = corner[0] * corner[1]
+    encode = nn.Sequential(
+        nn.Conv2d(channels, width // 2, 3, 1, 1),
+        *(nn.Conv2d(width // 2, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.LeakyReLU(0.1)),
+        *(nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.1)),
+        *(nn.Flatten(), nn.Linear(places * 2 * width, nz)),
+    )
+    start = places * 2 * width
+    generate = nn.Sequential(
+        *(nn.Linear(nz, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()),
+        *(nn.Linear(hidden, start, bias=False), nn.BatchNorm1d(start), nn.ReLU()),
+        nn.Unflatten(1, (2 * width, *corner)),
+        *(nn.ConvTranspose2d(2 * width, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
+        *(nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh()),
+    )
+    see_x = nn.Sequential(
+        *(nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.1), nn.Dropout(0.5)),
+        *(nn.Conv2d(width, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.LeakyReLU(0.1)),
+        *(nn.Dropout(0.5), nn.Flatten()),
+    )
+    see_z = nn.Sequential(*dense([nz, hidden // 2], 0.1, 0.5))
+    join = nn.Sequential(*dense([places * width + hidden // 2, hidden], 0.1, 0.5))
+    return encode, generate, PairDiscriminator(see_x, see_z, join, hidden)
+
+
+def row_networks(length: int, nz: int, hidden: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Encoder, generator and discriminator of the paper's KDD experiment, for rows `[N, length]`."""
+    encode = nn.Sequential(*dense([length, hidden // 2], 0.1), nn.Linear(hidden // 2, nz))
+    generate = nn.Sequential(*dense([nz, hidden // 2, hidden], 0), nn.Linear(hidden, length))
+    see_x = nn.Sequential(*dense([length, hidden], 0.1, 0.2))
+    see_z = nn.Sequential(*dense([nz, hidden], 0.1, 0.2))
+    join = nn.Sequential(*dense([2 * hidden, hidden], 0.1, 0.2))
+    return encode, generate, PairDiscriminator(see_x, see_z, join, hidden)

@@ -1,0 +1,89 @@
+"""How every picture looks, and how it comes onto the disk. Matplotlib is imported when one is drawn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from anomaly_bench.record import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NORMAL, ANOMALOUS = "#00456e", "#e69f00"
+"""Dark blue and light orange: apart for colour-blind eyes, and dark and light in grey."""
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e69f00")
+"""Okabe and Ito's, without their yellow, which is lost on white."""
+LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "figure.titlesize": 10,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "lines.linewidth": 1.6,
+    "savefig.dpi": 150,
+    "savefig.facecolor": "white",
+    "svg.fonttype": "none",  # text stays text, and a reader's own fonts have the letters that ours lack
+    "svg.hashsalt": "anomaly-bench",  # the same picture gives the same file
+    "text.parse_math": False,  # a dollar sign in a name is no formula
+    "text.usetex": False,
+}
+
+
+@contextmanager
+def drawn(
+    path: Path, title: str, rows: int, columns: int, size: tuple[float, float], **panels: Any
+) -> Iterator[list[Axes]]:
+    """Give the panels of a figure, row by row; at the end it is `<path>.png` and `<path>.svg`.
+
+    `size` is in inches, wide and high; `panels` goes to matplotlib's `subplots`.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # it is drawn as a box
+        figure = Figure(size, layout="constrained")
+        figure.suptitle(fill(printable(title), int(12 * size[0])))  # 12 characters an inch
+        yield list(figure.subplots(rows, columns, squeeze=False, **panels).flat)
+        for kind in ("png", "svg"):
+            with replacing(path.with_name(f"{path.name}.{kind}")) as temporary:
+                metadata = {"Date": None} if kind == "svg" else None
+                figure.savefig(temporary, format=kind, metadata=metadata)
+            figure.set_layout_engine("none")  # the panels stay where they are, and need no second look
+
+
+def line(number: int) -> dict[str, Any]:
+    """Colour and kind of line of the method with this number; the first 35 differ from each other."""
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
+
+
+def marker(number: int) -> dict[str, Any]:
+    """Colour and shape of the point of the method with this number; the first 56 differ from each other."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def printable(text: str) -> str:
+    """Line ends, control codes and halves of letters as spaces."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
+
+
+def short(name: str, longest: int = 28) -> str:
+    """A name for a picture: printable, and without its middle where it is too long."""
+    name = printable(name)
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest // 2]}…{name[len(name) - (longest - 1) // 2 :]}"

@@ -1,0 +1,109 @@
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import datasets
+
+from anomaly_bench.data import odds
+from anomaly_bench.data.dataset import row_hashes
+from anomaly_bench.errors import SettingError
+from anomaly_bench.protocols import TabularHalf
+
+
+@pytest.fixture
+def real_tables():
+    """The folder of data sets, where this machine has the prepared tables."""
+    root = os.environ.get("ANOMALY_BENCH_DATA")
+    if not root or not (Path(root) / "tabular/thyroid.npz").is_file():
+        pytest.skip("needs tabular/*.npz under ANOMALY_BENCH_DATA")
+    return Path(root)
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """Three network connections as scikit-learn gives them, in place of its download."""
+    frame = pd.DataFrame(
+        {
+            "duration": [0, 5, 9],
+            "protocol_type": [b"tcp", b"udp", b"tcp"],
+            "service": [b"http", b"smtp", b"http"],
+            "flag": [b"SF", b"SF", b"S0"],
+            "src_bytes": [181, 0, 10**9],
+        },
+        dtype=object,
+    )
+    calls = []
+
+    def fetch(**arguments):
+        calls.append(arguments)
+        return SimpleNamespace(data=frame, target=[b"normal.", b"smurf.", b"neptune."])
+
+    monkeypatch.setattr(datasets, "fetch_kddcup99", fetch)
+    return calls
+
+
+def test_fetched_once_encoded_and_kept(tmp_path, connections):
+    data = odds.load("kddcup99", tmp_path, download=True)
+    assert [name for name, _ in data.columns] == [
+        *("protocol_type=tcp", "protocol_type=udp", "service=http", "service=smtp", "flag=S0", "flag=SF"),
+        *("duration", "src_bytes"),
+    ]
+    np.testing.assert_array_equal(data.x[1].numpy(), [0, 1, 0, 1, 0, 1, 5, 0])
+    assert (data.class_names, data.classes.tolist()) == (("attack", "normal."), [1, 0, 0])
+    assert data.source == "scikit-learn"
+    again = odds.load("kddcup99", tmp_path)
+    assert again.fingerprint() == data.fingerprint()
+    assert len(connections) == 1
+    assert [path.name for path in (tmp_path / "kddcup99").iterdir()] == ["kddcup99_10.npz"]
+    assert not Path(connections[0]["data_home"]).exists()  # scikit-learn's pickle is gone
+
+
+def test_no_network(tmp_path, monkeypatch):
+    def unreachable(**_):
+        raise OSError("no route")
+
+    monkeypatch.setattr(datasets, "fetch_kddcup99", unreachable)
+    with pytest.raises(SettingError, match=r"data=kddcup99: cannot be fetched \(no route\); put .*_10\.npz"):
+        odds.load("kddcup99_rev", tmp_path, download=True)
+
+
+@pytest.mark.parametrize("name", odds.TABLES)
+def test_not_there(tmp_path, name):
+    with pytest.raises(SettingError, match=rf"data={name}: no .*{odds.TABLES[name].file}"):
+        odds.load(name, tmp_path)
+
+
+def test_no_such_table(tmp_path):
+    with pytest.raises(SettingError, match=r"data\.name=iris: no such table; allowed are kddcup99, "):
+        odds.load("iris", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "columns", "anomalous"),
+    [("thyroid", 3772, 6, 93), ("arrhythmia", 452, 274, 66)],
+)
+def test_real_tables_are_the_papers(real_tables, name, rows, columns, anomalous):
+    data = odds.load(name, real_tables)
+    assert (*data.x.shape, int(data.classes.sum())) == (rows, columns, anomalous)
+    split = TabularHalf(0).split(data, 0)
+    assert len(split.test) == rows // 2
+    assert split.ratio == odds_ratio(name)
+
+
+def odds_ratio(name):
+    return {"thyroid": 0.025, "arrhythmia": 0.15}[name]
+
+
+@pytest.mark.slow
+def test_both_roles_of_kdd_cup_99(real_tables):
+    data = odds.load("kddcup99", real_tables)
+    assert (*data.x.shape, int(data.classes.sum())) == (494021, 118, 97278)
+    assert len(np.unique(row_hashes(data.x))) == 145584
+    reverse = odds.load("kddcup99_rev", real_tables)
+    assert (len(reverse.x), int(reverse.classes.sum())) == (121597, 24319)
+    assert reverse.class_names == ("normal.", "attack")
+    normal = np.sort(row_hashes(data.x)[data.classes == 1])
+    assert np.array_equal(np.sort(row_hashes(reverse.x)[reverse.classes == 0]), normal)

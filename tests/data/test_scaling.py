@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+
+from anomaly_bench.data.scaling import fit_scaler
+from anomaly_bench.errors import SettingError
+
+ROWS = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 100, 1e-3, 0]) + 7
+NEW = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)) * 3
+GAP = float("nan")
+
+
+@pytest.mark.parametrize(("scale", "theirs"), [("minmax", MinMaxScaler()), ("standard", StandardScaler())])
+def test_is_scikit_learns(scale, theirs):
+    scaler, theirs = fit_scaler(ROWS, scale), theirs.fit(ROWS.double().numpy())
+    for x in (ROWS, NEW):
+        np.testing.assert_allclose(scaler(x), theirs.transform(x.double().numpy()), rtol=1e-4, atol=2e-3)
+
+
+def test_training_rows_come_to_lie_between_0_and_1_and_others_where_they_will():
+    scaler = fit_scaler(ROWS, "minmax")
+    assert scaler(ROWS).amin() == 0
+    assert scaler(ROWS)[:, :3].amax(0) == pytest.approx([1, 1, 1], abs=1e-4)
+    assert scaler(NEW).amin() < 0
+    assert not scaler(ROWS)[:, 3].any()  # without spread, it is shifted only
+
+
+@pytest.mark.parametrize("scale", ["minmax", "standard", None])
+def test_missing_numbers_become_the_training_median(scale):
+    x = torch.tensor([[1.0, GAP], [GAP, GAP], [2.0, GAP], [9.0, GAP]])
+    scaler = fit_scaler(x, scale)
+    assert scaler.fill.tolist() == [2, 0]
+    given = torch.tensor([[GAP, GAP], [2.0, 0.0]])
+    scaled = scaler(given)
+    assert torch.equal(scaled[0], scaled[1])
+    assert given[0].isnan().all()  # what is given stays as it is
+
+
+def test_no_scale_leaves_numbers_alone():
+    assert torch.equal(fit_scaler(ROWS, None)(NEW), NEW)
+
+
+def test_an_unknown_scale_is_refused():
+    with pytest.raises(SettingError, match=r"data\.scale=robust: allowed are minmax, standard, null"):
+        fit_scaler(ROWS, "robust")

@@ -1,0 +1,158 @@
+import logging
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.io import savemat
+
+from anomaly_bench.data import table
+from anomaly_bench.data.dataset import Column
+from anomaly_bench.errors import SettingError
+
+FRAME = pd.DataFrame(
+    {
+        "age": [31, 40, None, 28, 55],
+        "colour": ["red", "blue", "red", None, "blue"],
+        "smokes": [True, False, False, True, False],
+        "kind": ["ok", "ok", "fraud", "ok", "fraud"],
+    }
+)
+X = np.arange(12, dtype=np.float64).reshape(4, 3)
+Y = np.array([0, 0, 1, 0])
+
+
+def written(folder, suffix, frame=FRAME):
+    path = folder / f"people{suffix}"
+    match suffix:
+        case ".csv":
+            frame.to_csv(path, index=False)
+        case ".parquet":
+            frame.to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_of_any_kind(tmp_path, suffix, caplog):
+    data = table.load(root=written(tmp_path, suffix), label="kind")
+    assert data.columns == (Column("age"), Column("colour", ("blue", "red")), Column("smokes"))
+    assert data.x.dtype == torch.float32
+    np.testing.assert_array_equal(
+        data.x.numpy(), [[31, 0, 1, 1], [40, 1, 0, 0], [np.nan, 0, 1, 0], [28, 0, 0, 1], [55, 1, 0, 0]]
+    )
+    assert (data.class_names, data.classes.tolist()) == (("ok", "fraud"), [0, 0, 1, 0, 1])
+    assert data.source == f"file people{suffix}"
+    assert "1 missing numbers in 1 of 4 columns: each becomes the median" in caplog.text
+
+
+def test_files_of_arrays_agree(tmp_path):
+    np.savez(tmp_path / "a.npz", X=X, y=Y)
+    savemat(tmp_path / "b.mat", {"X": X, "y": Y[:, None]})  # as ODDS has them
+    with h5py.File(tmp_path / "c.mat", "w", userblock_size=512) as file:  # and those of version 7.3
+        file["X"], file["y"] = X.T, Y[None].astype(float)
+    sets = [table.load(root=tmp_path / name) for name in ("a.npz", "b.mat", "c.mat")]
+    for data in sets:
+        np.testing.assert_array_equal(data.x.numpy(), X)
+        assert (data.class_names, data.classes.tolist()) == (("0", "1"), [0, 0, 1, 0])
+        assert data.columns == (Column("x0"), Column("x1"), Column("x2"))
+    assert len({data.fingerprint() for data in sets}) == 1
+
+
+def test_other_rows_are_encoded_alike(tmp_path, caplog):
+    data = table.load(root=written(tmp_path, ".csv"), label="kind")
+    new = pd.DataFrame({"more": [1, 2], "smokes": [0, 1], "colour": ["green", "red"], "age": [1, 2]})
+    with caplog.at_level(logging.WARNING, "anomaly_bench"):
+        x = table.read_rows(written(tmp_path, ".parquet", new), data.columns)
+    assert x.tolist() == [[1, 0, 0, 0], [2, 0, 1, 1]]
+    assert "column colour: unknown values count as missing: green" in caplog.text
+    np.savez(tmp_path / "new.npz", X=X)
+    with pytest.raises(SettingError, match="X has 3 columns; the run was trained on 3 columns: age, colour"):
+        table.read_rows(tmp_path / "new.npz", data.columns)
+    np.savez(tmp_path / "old.npz", X=X, y=Y)
+    columns = table.load(root=tmp_path / "old.npz").columns
+    np.testing.assert_array_equal(table.read_rows(tmp_path / "new.npz", columns).numpy(), X)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "classes"),
+    [
+        ([1, 1, 0], ("0", "1"), [1, 1, 0]),  # numbers keep their order
+        ([2.5, -1, 2.5], ("-1", "2.5"), [1, 0, 1]),
+        ([True, False, True], ("False", "True"), [1, 0, 1]),
+        (["b", "a", "b"], ("b", "a"), [0, 1, 0]),  # of words, the most frequent is first
+    ],
+)
+def test_classes(tmp_path, labels, names, classes):
+    frame = pd.DataFrame({"x": range(len(labels)), "y": labels})
+    data = table.load(root=written(tmp_path, ".csv", frame), label="y")
+    assert (data.class_names, data.classes.tolist()) == (names, classes)
+
+
+def test_a_limit_keeps_the_shares(tmp_path):
+    frame = pd.DataFrame({"x": range(1000), "y": [0] * 900 + [1] * 100})
+    data = table.load(root=written(tmp_path, ".csv", frame), label="y", limit=50)
+    assert (len(data.x), int(data.classes.sum())) == (50, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": None}, r"data\.label=null: .*there are age, colour, smokes, kind"),
+        ({"label": "class"}, r"data\.label=class: .*there are age, colour, smokes, kind"),
+        ({"root": None}, r"data\.root=null: .*\.csv, \.parquet, \.npz, \.mat"),
+        ({"root": "nowhere.csv"}, r"nowhere\.csv: there is no such file"),
+        ({"root": "table.xlsx"}, r"table\.xlsx: not a table"),
+        ({"limit": 0}, r"data\.limit=0: allowed"),
+        ({"label": "age"}, "1 of 5 rows have no label"),
+    ],
+)
+def test_refusals(tmp_path, change, message):
+    with pytest.raises(SettingError, match=message):
+        table.load(**{"root": written(tmp_path, ".csv"), "label": "kind"} | change)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        ({"x": [1, np.inf], "y": [0, 1]}, "1 numbers are infinite"),
+        ({"x": [1, 1e300], "y": [0, 1]}, "too large for float32"),
+        ({"name": [f"n{i}" for i in range(1001)], "y": [0] * 1001}, "column name has 1001 different values"),
+        ({"y": [0, 1]}, "no columns but the label"),
+        ({"x": [], "y": []}, "no rows"),
+    ],
+)
+def test_contents_that_cannot_be_learned_from(tmp_path, frame, message):
+    with pytest.raises(SettingError, match=message):
+        table.load(root=written(tmp_path, ".csv", pd.DataFrame(frame)), label="y")
+
+
+def test_words_in_a_column_of_numbers(tmp_path):
+    path = written(tmp_path, ".csv", pd.DataFrame({"x": ["1", "two"]}))
+    with pytest.raises(SettingError, match=r"column x: .*numbers are needed"):
+        table.read_rows(path, [Column("x")])
+    with pytest.raises(SettingError, match="no column z; needed are 2 columns: x, z"):
+        table.read_rows(path, [Column("x"), Column("z")])
+
+
+def test_objects_are_not_unpickled(tmp_path):
+    np.savez(tmp_path / "a.npz", X=np.array([{}]), y=Y)
+    with pytest.raises(SettingError, match=r"a\.npz: cannot be read: .*allow_pickle"):
+        table.load(root=tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("suffix", table.SUFFIXES)
+def test_damaged_files(tmp_path, suffix):
+    path = tmp_path / f"broken{suffix}"
+    path.write_bytes(b"\0\1 no table" if suffix != ".csv" else b"")
+    with pytest.raises(SettingError, match=f"broken{suffix}: cannot be read"):
+        table.load(root=path, label="y")
+
+
+def test_a_reader_that_is_not_installed(tmp_path, monkeypatch):
+    def lacking(*_: object, **__: object) -> None:
+        raise ImportError("no pyarrow", name="pyarrow")
+
+    monkeypatch.setattr(pd, "read_parquet", lacking)
+    with pytest.raises(SettingError, match=r"pyarrow is needed to read it; install anomaly-bench\[tables\]"):
+        table.load(root=written(tmp_path, ".parquet"), label="kind")

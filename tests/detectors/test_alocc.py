@@ -1,0 +1,144 @@
+import copy
+
+import pytest
+import torch
+from steps import (
+    assert_same_weights,
+    auroc_before_and_after,
+    batch_of,
+    descend_plainly,
+    images,
+    moved,
+    networks,
+    stage_of,
+)
+
+from anomaly_bench.detectors.alocc import ALOCC
+from anomaly_bench.errors import SettingError
+
+SHAPE = (1, 16, 16)
+
+
+def small(shape: tuple[int, ...] = SHAPE, **settings) -> ALOCC:
+    torch.manual_seed(0)
+    return ALOCC(shape, **{"width": 2} | settings)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 28, 28), (3, 32, 32), (1, 33, 33), (1, 45, 45), (3, 64, 64), (2, 32, 50)]
+)
+def test_any_size_is_taken_and_rebuilt(shape: tuple[int, ...]) -> None:
+    detector, x = small(shape).eval(), images(3, shape)
+    score, residual, reconstruction, features = detector.explain(x)
+    assert score.shape == (3,)
+    assert residual.shape == (3, *shape[1:])
+    assert reconstruction.shape == x.shape
+    assert features.dim() == 2
+    torch.testing.assert_close(detector.score(x), score)
+
+
+def test_filters_are_the_official_ones() -> None:
+    detector = ALOCC((1, 45, 45))
+    refiner = [tuple(p.shape) for p in detector.refine.parameters() if p.dim() == 4]
+    assert refiner == [
+        (32, 1, 5, 5),
+        (64, 32, 5, 5),
+        (128, 64, 5, 5),
+        (128, 32, 5, 5),
+        (32, 16, 5, 5),
+        (16, 1, 5, 5),
+    ]
+    critic = [tuple(p.shape) for p in detector.discriminate.parameters() if p.dim() == 4]
+    assert critic == [(16, 1, 5, 5), (32, 16, 5, 5), (64, 32, 5, 5), (128, 64, 5, 5), (1, 128, 3, 3)]
+    assert [p.shape[0] for p in ALOCC((1, 32, 32), width=64).discriminate.parameters() if p.dim() == 4] == [
+        64,
+        128,
+        256,
+        512,
+        1,
+    ]
+
+
+@pytest.mark.parametrize("refiner_steps", [1, 2])
+def test_one_step_is_the_papers_equations_in_the_codes_order(refiner_steps: int) -> None:
+    detector, x = small(refiner_steps=refiner_steps, lambda_=0.7, sigma=0.2), images(8, SHAPE)
+    refine, discriminate = (copy.deepcopy(n).train() for n in (detector.refine, detector.discriminate))
+    stage = stage_of(detector, 0, SHAPE)
+    torch.manual_seed(5)
+    losses = stage.step(batch_of(x))
+
+    torch.manual_seed(5)
+    r = torch.optim.RMSprop(refine.parameters(), lr=2e-3, alpha=0.9, eps=1e-10)
+    d = torch.optim.RMSprop(discriminate.parameters(), lr=2e-3, alpha=0.9, eps=1e-10)
+    clean = x / 2 + 0.5
+    noisy = clean + torch.randn(8, *SHAPE) * 0.2
+    real, fake = torch.sigmoid(discriminate(clean)), torch.sigmoid(discriminate(refine(noisy).detach()))
+    l_d = -(real.log().mean() + (1 - fake).log().mean())
+    descend_plainly(d, l_d)
+    d_after = copy.deepcopy(discriminate)
+    for kept, p in zip(d_after.parameters(), discriminate.parameters(), strict=True):
+        kept.grad = p.grad.clone()
+    for _ in range(refiner_steps):
+        refined = refine(noisy)
+        error = ((clean - refined) ** 2).sum() / clean.numel()
+        adversarial = -torch.sigmoid(discriminate(refined)).log().mean()
+        descend_plainly(r, adversarial + 0.7 * error)
+
+    assert losses["discriminator"].item() == pytest.approx(l_d.item(), abs=1e-5)
+    assert losses["adversarial"].item() == pytest.approx(adversarial.item(), abs=1e-4)
+    assert losses["reconstruction"].item() == pytest.approx(error.item(), abs=1e-5)
+    assert_same_weights(detector.discriminate, d_after)
+    if refiner_steps == 1:  # RMSProp's first step is of full length also where the gradient is rounding
+        assert_same_weights(detector.refine, refine)
+
+
+def test_a_step_moves_both_networks() -> None:
+    detector = small()
+    names = moved(detector, stage_of(detector, 0, SHAPE).step, batch_of(images(8, SHAPE)))
+    assert names == {name for name, _ in detector.named_parameters()}
+
+
+def test_the_refiners_update_leaves_the_discriminator_alone() -> None:
+    detector = small().train()
+    x = (images(8, SHAPE) + 1) / 2
+    r = torch.optim.SGD(detector.refine.parameters(), lr=0.1)
+    names = moved(detector, lambda b: detector.refiner_update(r, x, detector.refine(x)), batch_of(x))
+    assert networks(names) == {"refine"}
+
+
+@pytest.mark.parametrize("scored", ["refined", "plain"])
+def test_scores_are_high_where_the_discriminator_says_fake(scored: str) -> None:
+    detector, x = small(score=scored).eval(), images(6, SHAPE)
+    judged = (x + 1) / 2
+    if scored == "refined":
+        judged = detector.refine(judged)
+    probability = torch.sigmoid(detector.discriminate(judged))
+    score = detector.score(x)
+    torch.testing.assert_close(torch.sigmoid(score), 1 - probability)
+    torch.testing.assert_close(detector.explain(x).score, score)
+
+
+def test_training_ends_where_the_reconstruction_is_good_enough() -> None:
+    until = stage_of(small(rho=0.1), 0, SHAPE).until
+    assert until({"reconstruction": 0.09})
+    assert not until({"reconstruction": 0.11})
+    assert not stage_of(small(), 0, SHAPE).until({"reconstruction": 1e-12})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"score": "both"}, "model.score=both: allowed are refined, plain"),
+        ({"refiner_steps": 0}, "model.refiner_steps=0"),
+        ({"shape": (6,)}, "images"),
+    ],
+)
+def test_refusals(settings: dict, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        small(**settings)
+
+
+def test_learns_digits() -> None:
+    detector = small(width=4, batch_size=12, lr=3e-4, refiner_steps=1, score="plain", epochs=20)
+    untrained, trained = auroc_before_and_after(detector, 16)
+    assert trained > max(0.7, untrained + 0.2)

@@ -1,0 +1,72 @@
+"""Each experiment composes, sweeps what its paper's table has, and has numbers to stand beside."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from anomaly_bench.cli import CONFIGS, answer
+from anomaly_bench.report.printed import printed
+from anomaly_bench.schema import Settings
+
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+
+
+def composed(*overrides):
+    ConfigStore.instance().store("schema", Settings)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=True)
+
+
+def swept(settings) -> dict[str, list[str]]:
+    """The values of each key of its sweep, as single overrides."""
+    texts = [f"{key}={value}" for key, value in settings.hydra.sweeper.params.items()]
+    choices = OverridesParser.create().parse_overrides(texts)
+    return {
+        str(one.key_or_group): list(one.sweep_string_iterator()) if one.is_sweep_override() else [one.value()]
+        for one in choices
+    }
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_job_composes_and_is_a_row_of_the_papers(name):
+    settings = composed(f"experiment={name}")
+    assert str(settings.hydra.mode).endswith("MULTIRUN")
+    theirs = [row for row in printed() if row.table == name]
+    keys = swept(settings)
+    classes = keys.pop("abnormal_class", [])
+    seeds = keys.pop("seed", [0])
+    assert len(seeds) in (1, 3)
+    jobs = [[f"{key}={value}" for value in values] for key, values in keys.items()] or [[""]]
+    for job in (text for texts in jobs for text in (texts if len(texts) < 9 else texts[::9])):
+        made = composed(f"experiment={name}", *filter(None, [job]))  # the others differ in a number only
+        values = OmegaConf.to_container(made, resolve=False)
+        assert isinstance(values, dict)
+        data, choices = values["data"]["name"], made.hydra.runtime.choices
+        fitting = [
+            r for r in theirs if (r.model, r.data, r.protocol) == (choices.model, data, choices.protocol)
+        ]
+        assert fitting, job
+        if name == "ganomaly_hyperparameters":
+            model = OmegaConf.to_container(made.model, resolve=True)
+            assert isinstance(model, dict)
+            told = " ".join(f"model.{key}={model[key]:g}" for key in ("nz", "w_adv", "w_con", "w_enc"))
+            assert told in {row.settings for row in fitting}, job
+    if name in ("ganomaly_mnist", "ganomaly_cifar10"):
+        assert [int(number) for number in classes] == list(range(10))
+
+
+def test_the_study_of_settings_has_every_point_of_the_figure():
+    points = swept(composed("experiment=ganomaly_hyperparameters"))["point"]
+    theirs = {row.method for row in printed() if row.table == "ganomaly_hyperparameters" and row.cls == "2"}
+    assert {f"GANomaly {point.strip('{}').replace(':', '=').replace('.0', '')}" for point in points} == theirs
+    for point in points:  # as the config of the method writes it, so that a run is not made twice
+        assert ("." in point) != ("nz" in point)
+
+
+def test_they_are_listed(capsys):
+    assert answer(["list", "experiments"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == EXPERIMENTS
+    assert all("@package" not in line and len(line.split()) > 4 for line in lines)
