@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
-from anomaly_bench.networks.dense import check_sizes, from_unit, to_unit
+from anomaly_bench.networks.dense import from_unit, to_unit
+from anomaly_bench.networks.mlp import check_sizes
 
 
 class SparseAE(Detector):
