@@ -58,6 +58,7 @@ OWN: dict[str, dict[str, object]] = {
     "wgan_anogan": {"epochs": 6, "n_critic": 2, "batch_size": 24, "descent_steps": 4, "z_lr": 0.1},
     "ae_dense": {"hidden": [32]},
     "contractive_ae": {"hidden": []},
+    "drae": {"epochs": 60, "lr": 5e-3},  # each batch leaves half of its rows for later
     "rda": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.01},
     "rda_l1": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.1},
     "sdae": {"layers": [40, 10], "epochs": 5, "tuning_epochs": 20},
@@ -78,6 +79,7 @@ UNMOVED: dict[str, dict[str, str]] = {
 
 GOOD_CONTROL: dict[str, str] = {
     "gmm_en": "nothing but the penalty keeps its codes apart, and training it is of no use in its paper either",
+    "cae_if": "on random features, its forest tells these toys apart already",
     "ocsvm_ae": "on random features, its one-class SVM tells these toys apart already",
 }
 """By model: why training need not improve on the untrained control."""
