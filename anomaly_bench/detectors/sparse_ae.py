@@ -60,8 +60,8 @@ class SparseAE(Detector):
         self.encode = nn.Sequential(nn.Linear(size, code), nn.Sigmoid())
         self.decode = nn.Sequential(nn.Linear(code, size), nn.Sigmoid() if len(shape) == 3 else nn.Identity())
         for layer in (self.encode[0], self.decode[0]):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            nn.init.xavier_uniform_(layer.get_parameter("weight"))
+            nn.init.zeros_(layer.get_parameter("bias"))
         self.rho, self.beta, self.lambda_ = rho, beta, lambda_
         self.lr, self.batch_size, self.epochs = lr, batch_size, epochs
 
@@ -74,7 +74,8 @@ class SparseAE(Detector):
             code = self.encode(y).float()
             reconstruction = (y - self.decode(code).float()).square().sum(1).mean() / 2
             sparsity = kl(self.rho, code.mean(0)).sum()
-            decay = (self.encode[0].weight.square().sum() + self.decode[0].weight.square().sum()) / 2
+            weights = [layer.get_parameter("weight") for layer in (self.encode[0], self.decode[0])]
+            decay = torch.stack([weight.square().sum() for weight in weights]).sum() / 2
             descend(optimizer, reconstruction + self.beta * sparsity + self.lambda_ * decay)
             return detached(reconstruction=reconstruction, sparsity=sparsity, decay=decay)
 
