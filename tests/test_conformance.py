@@ -56,6 +56,8 @@ OWN: dict[str, dict[str, object]] = {
     "ognet": {"epochs": 3, "finetune_steps": 30, "finetune_lr": 3e-3, "width": 2, "batch_size": 16},
     "positive_sample": {"augment": False, "nz": 32},
     "wgan_anogan": {"epochs": 6, "n_critic": 2, "batch_size": 24, "descent_steps": 4, "z_lr": 0.1},
+    "ae_dense": {"hidden": [32]},
+    "contractive_ae": {"hidden": []},
     "rda": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.01},
     "rda_l1": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.1},
     "sdae": {"layers": [40, 10], "epochs": 5, "tuning_epochs": 20},

@@ -98,9 +98,9 @@ def parted(errors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return e[0], 0 * e[0], torch.ones_like(e[0])
     centred = e - e.mean()  # scatter does not change, and its sums stay small
     k = torch.arange(1, n, device=e.device)
-    sums, squares = centred.cumsum(0)[:-1], centred.square().cumsum(0)[:-1]
+    sums = centred.cumsum(0)[:-1]
     whole = centred.square().sum()
-    # The centred errors sum to 0: what the lower group sums to, the upper one has with the other sign.
+    # The scatter of a group is its squares less its squared sum over its size; both sums are alike but for the sign.
     h = (whole - sums.square() / k - sums.square() / (n - k)) / whole.clamp_min(1e-12)
     best = h.argmin()
     lower = torch.arange(n, device=e.device) <= best

@@ -30,7 +30,8 @@ from torch.nn.functional import mse_loss, normalize
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.cae import squared_error
-from anomaly_bench.networks.dense import DenseDecoder, DenseEncoder, check_sizes
+from anomaly_bench.networks.dense import DenseDecoder, DenseEncoder
+from anomaly_bench.networks.mlp import check_sizes
 
 EPSILON = 1e-12
 

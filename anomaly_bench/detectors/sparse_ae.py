@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
-from anomaly_bench.networks.dense import check_sizes, from_unit, to_unit
+from anomaly_bench.networks.dense import from_unit, to_unit
+from anomaly_bench.networks.mlp import check_sizes
 
 
 class SparseAE(Detector):
@@ -57,11 +58,11 @@ class SparseAE(Detector):
                 raise SettingError(f"model.{name}={value}: must be at least 0")
         check_sizes(code=code)
         size = math.prod(shape)
-        self.encode = nn.Sequential(nn.Linear(size, code), nn.Sigmoid())
-        self.decode = nn.Sequential(nn.Linear(code, size), nn.Sigmoid() if len(shape) == 3 else nn.Identity())
-        for layer in (self.encode[0], self.decode[0]):
-            nn.init.xavier_uniform_(layer.get_parameter("weight"))
-            nn.init.zeros_(layer.get_parameter("bias"))
+        self.up, self.down = nn.Linear(size, code), nn.Linear(code, size)
+        for layer in (self.up, self.down):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.on_unit = len(shape) == 3
         self.rho, self.beta, self.lambda_ = rho, beta, lambda_
         self.lr, self.batch_size, self.epochs = lr, batch_size, epochs
 
@@ -71,15 +72,23 @@ class SparseAE(Detector):
 
         def step(batch: Batch) -> dict[str, Tensor]:
             y = to_unit(batch.x)
-            code = self.encode(y).float()
-            reconstruction = (y - self.decode(code).float()).square().sum(1).mean() / 2
+            code = self.encode(y)
+            reconstruction = (y - self.decode(code)).square().sum(1).mean() / 2
             sparsity = kl(self.rho, code.mean(0)).sum()
-            weights = [layer.get_parameter("weight") for layer in (self.encode[0], self.decode[0])]
-            decay = torch.stack([weight.square().sum() for weight in weights]).sum() / 2
+            decay = (self.up.weight.square().sum() + self.down.weight.square().sum()) / 2
             descend(optimizer, reconstruction + self.beta * sparsity + self.lambda_ * decay)
             return detached(reconstruction=reconstruction, sparsity=sparsity, decay=decay)
 
         yield Stage("sparse", self.epochs, step, (optimizer,), self.batch_size)
+
+    def encode(self, y: Tensor) -> Tensor:
+        """Codes `[N, code]` in (0, 1) of rows `[N, D]`."""
+        return torch.sigmoid(self.up(y).float())
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Rows `[N, D]` of codes."""
+        y = self.down(code).float()
+        return torch.sigmoid(y) if self.on_unit else y
 
     def score(self, x: Tensor) -> Tensor:
         """Squared reconstruction error, of pixels on [0, 1], summed over each row, `[N]`."""
@@ -89,7 +98,7 @@ class SparseAE(Detector):
         """Score, squared residual map, reconstruction and code."""
         y = to_unit(x)
         code = self.encode(y)
-        rebuilt = self.decode(code).float()
+        rebuilt = self.decode(code)
         residual = (y - rebuilt).square()
         shown = residual.view(x.shape).mean(1) if x.dim() == 4 else None
         return Explanation(residual.sum(1), shown, from_unit(rebuilt, x.shape), code)

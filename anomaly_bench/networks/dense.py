@@ -8,14 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from anomaly_bench.errors import SettingError
-
-
-def check_sizes(**settings: int | Sequence[int]) -> None:
-    """Refuse a layer without units, naming the setting."""
-    for name, value in settings.items():
-        if min([value] if isinstance(value, int) else value, default=1) < 1:
-            raise SettingError(f"model.{name}={value}: a layer needs at least 1 unit")
+from anomaly_bench.networks.mlp import check_sizes, mlp
 
 
 class DenseEncoder(nn.Sequential):
@@ -29,7 +22,7 @@ class DenseEncoder(nn.Sequential):
         activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         check_sizes(code=code, hidden=hidden)
-        super().__init__(nn.Flatten(), *layers([math.prod(shape), *hidden, code], activation))
+        super().__init__(nn.Flatten(), *mlp([math.prod(shape), *hidden, code], activation))
 
 
 class DenseDecoder(nn.Sequential):
@@ -44,15 +37,7 @@ class DenseDecoder(nn.Sequential):
     ) -> None:
         check_sizes(code=code, hidden=hidden)
         sizes = [code, *reversed(hidden), math.prod(shape)]
-        super().__init__(*layers(sizes, activation), nn.Unflatten(1, shape))
-
-
-def layers(sizes: Sequence[int], activation: type[nn.Module]) -> list[nn.Module]:
-    """Linear layers of these sizes with the activation between them."""
-    modules: list[nn.Module] = []
-    for inputs, outputs in pairwise(sizes):
-        modules += [nn.Linear(inputs, outputs), activation()]
-    return modules[:-1]
+        super().__init__(*mlp(sizes, activation), nn.Unflatten(1, shape))
 
 
 def to_unit(x: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def test_rows():
     detector = small((7,), network="dense").eval()
     assert detector(noise(3, (7,)))[0].shape == (3, 7)
     assert detector.remembered().shape == (10, 7)
-    assert isinstance(detector.encode[2], torch.nn.Tanh)
+    assert isinstance(detector.encode[1][1], torch.nn.Tanh)
 
 
 def test_learning_tells_twos_from_other_digits():

@@ -25,7 +25,7 @@ def test_one_update_equals_the_transcription():
     x = noise(16, (1, 8, 8))
     losses = first_stage(detector, x).step(batch(x))
 
-    (w1, b1), (w2, b2) = (layer[0].parameters() for layer in (plain.encode, plain.decode))
+    (w1, b1), (w2, b2) = (layer.parameters() for layer in (plain.up, plain.down))
     optimizer = torch.optim.Adam([w1, b1, w2, b2], lr=1e-3)
     pixels = (x.reshape(16, 64) + 1) / 2
     h = sigmoid(pixels @ w1.T + b1)
