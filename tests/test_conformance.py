@@ -37,7 +37,7 @@ OWN: dict[str, dict[str, object]] = {
     "deep_svdd": {"pretrain_epochs": 10},
     "deep_svdd_soft": {"pretrain_epochs": 10, "warm_up": 5},
     "deep_svdd_cifar10": {"pretrain_epochs": 10, "channels": [4, 4, 8], "rep": 32},
-    **dict.fromkeys(("dsebm", "dsebm_r"), {"code": 16}),
+    **{name: {"code": 16} for name in ("dsebm", "dsebm_r")},
     "dcn": {"hidden": [32], "k": 3, "pretrain_epochs": 10, "pretrain_lr": 2e-3},
     "repen": {"lr": 1.0, "ensemble": 20, "margin": 10.0},
     "rdp": {"out": 16, "trees": 4, "levels": 2, "steps": 200, "lr": 0.1},
@@ -56,6 +56,11 @@ UNMOVED: dict[str, dict[str, str]] = {
 """By model: parameters that training need not move, as a pattern of their names, and why."""
 
 GOOD_CONTROL: dict[str, str] = {
+    **dict.fromkeys(
+        ("deep_svdd", "deep_svdd_cifar10", "deep_svdd_soft"),
+        "the distance from the mean of random features tells these toys apart already",
+    ),
+    "repen": "random distances tell these toys apart already",
     "gmm_en": "nothing but the penalty keeps its codes apart, and training it is of no use in its paper either",
     "ocsvm_ae": "on random features, its one-class SVM tells these toys apart already",
 }
