@@ -77,6 +77,11 @@ UNMOVED: dict[str, dict[str, str]] = {
 """By model: parameters that training need not move, as a pattern of their names, and why."""
 
 GOOD_CONTROL: dict[str, str] = {
+    **dict.fromkeys(
+        ("deep_svdd", "deep_svdd_cifar10", "deep_svdd_soft"),
+        "the distance from the mean of random features tells these toys apart already",
+    ),
+    "repen": "random distances tell these toys apart already",
     "gmm_en": "nothing but the penalty keeps its codes apart, and training it is of no use in its paper either",
     "ocsvm_ae": "on random features, its one-class SVM tells these toys apart already",
 }
