@@ -55,7 +55,7 @@ class Detector(nn.Module, ABC):
     """True where the method can only score the rows it is fitted to: a run then trains it on the test rows."""
 
     foldable: ClassVar[bool] = True
-    """False where scoring changes weights on its way: its batch norm must not become part of them."""
+    """False where scoring descends: batch norm that becomes part of the weights moves what it finds."""
 
     @abstractmethod
     def stages(self, train: Rows) -> Iterator[Stage]:
