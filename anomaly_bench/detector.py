@@ -54,6 +54,9 @@ class Detector(nn.Module, ABC):
     transductive: ClassVar[bool] = False
     """True where the method can only score the rows it is fitted to: a run then trains it on the test rows."""
 
+    foldable: ClassVar[bool] = True
+    """False where scoring descends: batch norm that becomes part of the weights moves what it finds."""
+
     @abstractmethod
     def stages(self, train: Rows) -> Iterator[Stage]:
         """Yield the stages of learning in the paper's order.

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 from queue import SimpleQueue
 from typing import Any, TextIO
 
-from anomaly_bench.sweep import GRACE
+from anomaly_bench.sweep import GRACE, SHARED
 
 
 def main() -> None:
@@ -32,6 +33,7 @@ def listen(requests: TextIO, waiting: "SimpleQueue[list[Any]]") -> None:
     """Hand requests on. Where they end, the sweep is over or has died: leave, in the middle of a job too."""
     for line in requests:
         waiting.put(json.loads(line))
+    shutil.rmtree(os.environ[SHARED], ignore_errors=True)  # a sweep that was killed has left it
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os._exit(1)  # compiled code did not come back in time; what was written is whole all the same

@@ -47,6 +47,8 @@ LEVERS = (  # an argument of Trainer, and its value without the lever
     ("precision", "fp32"),
     ("channels_last", False),
     ("compile", "off"),
+    ("gemm", False),
+    ("fold", False),
 )
 SECTIONS = ("training", "scoring", "limit", "files", "start", "sweep")
 PEERS = {"anomalib": "2.7.0"}

@@ -162,8 +162,9 @@ class Ours:
         from anomaly_bench.training.scoring import score_rows
 
         count = self.bench.settings.scored[str(batch)]
-        rows, precision = self.rows(count), self.trainer.precision
-        call = partial(score_rows, self.detector, rows, precision=precision, batch_size=batch)
+        trainer = self.trainer
+        settings = {"precision": trainer.precision, "batch_size": batch, "fold": trainer.fold}
+        call = partial(score_rows, self.detector, self.rows(count), **settings)
         return count / self.bench.seconds(f"score {batch}", call)
 
     def flops(self, what: str) -> float:

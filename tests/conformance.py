@@ -175,6 +175,14 @@ def tells_rows_apart(case: Case) -> None:
     assert distinct > 0.9, f"only {distinct:.0%} of the scores are distinct"
 
 
+def folds_to_the_same_scores(case: Case) -> None:
+    """Batch norm that becomes part of the convolutions before it changes no score."""
+    plain = score_rows(case.trained, case.test, precision="fp32", batch_size=256, fold=False)
+    moved = (scores_of(case.trained, case.test) - plain).abs().max().item()
+    bound = TOLERANCE * plain.abs().max().item()
+    assert moved <= bound, f"with batch norm folded, a score moves by {moved:.2g}, more than {bound:.2g}"
+
+
 def explains_what_it_scores(case: Case) -> None:
     """`explain` gives the scores of `score`, and whatever else it shows has the shape that is promised."""
     rows = case.test
@@ -379,6 +387,7 @@ def at_most(seconds: int, shape: tuple[int, ...]) -> Iterator[None]:
 CHECKS = (
     scores_each_row_alone,
     tells_rows_apart,
+    folds_to_the_same_scores,
     explains_what_it_scores,
     scoring_leaves_no_trace,
     moves_every_parameter,

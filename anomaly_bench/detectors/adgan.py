@@ -80,6 +80,7 @@ class ADGAN(Detector):
         z_lr, g_lr: of the search's Adams; their beta1 is 0.5.
     """
 
+    foldable = False
     start: Tensor
 
     def __init__(

@@ -110,6 +110,7 @@ class AnoGAN(Detector):
         start_steps: updates of that encoder, by Adam as the GAN's, rounded up to whole epochs.
     """
 
+    foldable = False
     start: Tensor
 
     def __init__(

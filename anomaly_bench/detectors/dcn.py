@@ -82,7 +82,8 @@ class DCN(Detector):
         yield self.autoencoder_stage()
         codes = train.map(lambda x: self.encode(x.flatten(1)))
         k, seed = min(len(self.centroids), len(codes)), int(torch.randint(2**31, ()))
-        found = KMeans(k, n_init=10, random_state=seed).fit(codes.cpu().numpy())
+        means = KMeans(k, n_init=10, random_state=seed)  # pyright: ignore[reportArgumentType]
+        found = means.fit(codes.cpu().numpy())
         self.centroids[:k] = torch.from_numpy(found.cluster_centers_)
         self.centroids[k:] = self.centroids[0]
         self.counts[:k] = torch.from_numpy(found.labels_).long().bincount(minlength=k).float()

@@ -178,7 +178,7 @@ def contrast(x: Tensor) -> Tensor:
     """Images less their mean, over their mean absolute value; images of one colour are 0."""
     offset = x - x.mean((1, 2, 3), keepdim=True)
     spread = offset.abs().mean((1, 2, 3), keepdim=True)
-    return offset / torch.where(spread > 0, spread, 1)
+    return torch.where(spread > 1e-6, offset / spread.clamp_min(1e-6), 0)
 
 
 def away_from_zero(centre: Tensor) -> Tensor:

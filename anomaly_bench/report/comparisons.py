@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from anomaly_bench.report.comparison import Ranking
 from anomaly_bench.report.results import ROW, Line
 from anomaly_bench.report.style import COLOURS, drawn, line, marker, short
 
@@ -175,16 +176,14 @@ def paper_curve(path: Path, points: Sequence[Point], setting: str, title: str) -
         axes.figure.legend(loc="outside lower center", ncols=2)
 
 
-def critical_difference(
-    path: Path, ranks: Mapping[str, float], difference: float, n: int, title: str
-) -> None:
-    """Average ranks of methods over `n` data sets, rank 1 the best; a bar joins those closer than `difference`.
+def critical_difference(path: Path, ranking: Ranking, title: str) -> None:
+    """Average ranks of methods, rank 1 the best; a bar joins those that the test does not tell apart.
 
     The diagram of Demsar, JMLR 7, 2006.
     """
-    names = sorted(ranks, key=lambda name: ranks[name])
+    names, ranks, difference = ranking.methods, ranking.ranks, ranking.critical_difference
+    bars = [(ranks[group.start], ranks[group.stop - 1]) for group in ranking.groups]
     half = -(-len(names) // 2)
-    bars = cliques([ranks[name] for name in names], difference)
     low, high = 1, max(len(names), 2)
     margin, end = 0.05 * (high - low), max(high, low + difference)
     first = 0.5 + 0.28 * len(bars)
@@ -197,15 +196,13 @@ def critical_difference(
             axes.plot([rank, rank], [0, -0.12], color="black", linewidth=1)
             axes.text(rank, -0.2, str(rank), ha="center", va="bottom")
         axes.plot([low, low + difference], [-0.75, -0.75], color="black", linewidth=1, marker="|")
-        axes.text(low, -0.9, f"critical difference {difference:.2f}, n = {n}", va="bottom")
-        for number, name in enumerate(names):
+        axes.text(low, -0.9, f"critical difference {difference:.2f}, n = {ranking.blocks}", va="bottom")
+        for number, (name, rank) in enumerate(zip(names, ranks, strict=True)):
             left = number < half
             y = first + 0.4 * (number if left else len(names) - 1 - number)
             edge = low if left else high
-            axes.plot([ranks[name], ranks[name], edge], [0, y, y], color="black", linewidth=0.8)
-            text = (
-                f"{short(name, 30)}  {ranks[name]:.2f} " if left else f" {ranks[name]:.2f}  {short(name, 30)}"
-            )
+            axes.plot([rank, rank, edge], [0, y, y], color="black", linewidth=0.8)
+            text = f"{short(name, 30)}  {rank:.2f} " if left else f" {rank:.2f}  {short(name, 30)}"
             axes.text(edge, y, text, ha="right" if left else "left", va="center")
         for number, (best, worst) in enumerate(bars):
             y = 0.25 + 0.28 * number
@@ -216,16 +213,6 @@ def critical_difference(
                 linewidth=3.5,
                 solid_capstyle="butt",
             )
-
-
-def cliques(ranks: Sequence[float], difference: float) -> list[tuple[float, float]]:
-    """First and last rank of each longest group of sorted ranks that lie closer than the difference."""
-    spans: list[tuple[float, float]] = []
-    for start in ranks:
-        end = max(rank for rank in ranks if rank - start < difference)
-        if end > start and not (spans and end <= spans[-1][1]):
-            spans.append((start, end))
-    return spans
 
 
 def row_name(cell: Line) -> str:

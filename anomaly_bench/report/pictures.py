@@ -1,5 +1,6 @@
 """All pictures of one run, and all of a report."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
@@ -11,7 +12,9 @@ import pandas as pd
 
 from anomaly_bench.record import Record, safe_name
 from anomaly_bench.report import comparisons, figures
-from anomaly_bench.report.comparisons import GRID, MOST_LINES, MOST_PANELS, row_name
+from anomaly_bench.report.comparison import ranking, shared_blocks
+from anomaly_bench.report.comparisons import GRID, MOST_LINES, MOST_PANELS, Point, row_name
+from anomaly_bench.report.formats import Table
 from anomaly_bench.report.notes import synthetic
 from anomaly_bench.report.results import Line, latest, results, tidy
 
@@ -134,6 +137,10 @@ def _draw_table(folder: Path, table: str, where: str, records: Sequence[Record])
         heat = picture("classes", "AUROC of each class")
         comparisons.class_heat_map(heat.path, cells, heat.caption)
         yield heat
+    if ranks := ranking(shared_blocks(results(records))):
+        diagram = picture("ranks", "Average ranks and critical difference")
+        comparisons.critical_difference(diagram.path, ranks, diagram.caption)
+        yield diagram
     areas = [cell for cell in cells if np.isfinite(cell["mean"])]
     last = {row_name(cell): cell for cell in areas}  # of a row: the mean over its classes, or `overall`
     if len(last) > 1:
@@ -161,6 +168,40 @@ def _draw_table(folder: Path, table: str, where: str, records: Sequence[Record])
             several = picture(name, f"{caption}, mean ± deviation over seeds{part},")
             draw(several.path, _by_panel(curves, best), several.caption)
             yield several
+
+
+def draw_paper_curves(folder: Path, tables: Sequence[Table]) -> Iterator[Picture]:
+    """Curves over each setting that a paper's table studies, ours beside the paper's, where two of ours are there."""
+    for table in tables:
+        studied = [cell for cell in table.cells if cell["settings"] and cell["n"]]
+        for (variant, evaluation, cls), group in groupby(sorted(studied, key=_of_curve), key=_of_curve):
+            cells = [(_settings(cell["settings"]), cell) for cell in group]
+            usual = {
+                key: Counter(own.get(key) for own, _ in cells).most_common(1)[0][0] for key in cells[0][0]
+            }
+            for key in usual:
+                points = [
+                    Point(own[key], cell["mean"], cell["std"], cell["printed"])
+                    for own, cell in cells
+                    if all(own.get(other) == usual[other] for other in usual if other != key)
+                ]
+                if len({point.x for point in points}) < 2:
+                    continue
+                where = ", ".join(filter(None, (cells[0][1]["data"], f"class {cls}", evaluation, variant)))
+                path = folder / safe_name(f"{table.name}-{key}-{cls}-{evaluation}-{variant}")
+                picture = Picture(table.name, f"AUROC over {key} on {where}", path)
+                comparisons.paper_curve(picture.path, points, key, picture.caption)
+                yield picture
+
+
+def _of_curve(cell: Line) -> tuple[str, str, str]:
+    return cell["variant"], cell["evaluation"], cell["class"]
+
+
+def _settings(text: str) -> dict[str, float | str]:
+    """Settings such as `model.nz=32 model.w_con=50` by key, numbers as numbers."""
+    pairs = (setting.partition("=")[::2] for setting in text.split())
+    return {key: float(value) if value.replace(".", "", 1).isdigit() else value for key, value in pairs}
 
 
 def _runs(records: Sequence[Record]) -> list[Run]:

@@ -16,7 +16,7 @@ from anomaly_bench.report.comparison import comparison_table
 from anomaly_bench.report.formats import Table
 from anomaly_bench.report.notes import failure, notes, synthetic
 from anomaly_bench.report.page import write_page
-from anomaly_bench.report.pictures import draw_report
+from anomaly_bench.report.pictures import draw_paper_curves, draw_report
 from anomaly_bench.report.results import CELL, ROW, Line, latest, results, span, tidy
 
 ABSENT = "–"
@@ -54,7 +54,8 @@ def write_report(runs_dir: Path | str, out: Path | str | None = None) -> str:
     if beside:
         printed = [cell for table in beside for cell in table.cells]
         write_csv(folder / "paper.csv", pd.DataFrame(printed, columns=list(PRINTED)))
-    write_page(folder, tables, records, draw_report(folder / "figures", records))
+    figures = folder / "figures"
+    write_page(folder, tables, records, [*draw_report(figures, records), *draw_paper_curves(figures, beside)])
     return "\n\n".join([*map(formats.text, tables), f"Written to {folder}"])
 
 
@@ -82,7 +83,8 @@ def make_tables(records: Sequence[Record]) -> list[Table]:
         tables.append(_table(*names, own))
         if compared := comparison_table("-".join(names), results(own)):
             tables.append(compared)
-    if left_out := [_left_out(record) for record in records if record not in kept]:
+    shown = {id(record) for record in kept}
+    if left_out := [_left_out(record) for record in records if id(record) not in shown]:
         tables.append(Table("others", "Runs in no table", [], 0, [], left_out, []))
     return tables
 

@@ -92,7 +92,7 @@ def score_rows(
     scores = []
     with (
         evaluation(detector, rows.device, batch_statistics),
-        folded(detector) if fold and not batch_statistics else nullcontext(),
+        folded(detector) if fold and detector.foldable and not batch_statistics else nullcontext(),
         autocast(rows.device, precision),
         tqdm(total=len(rows), desc="scoring", unit=" rows", disable=None, leave=False) as bar,
     ):

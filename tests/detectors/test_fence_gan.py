@@ -98,10 +98,19 @@ def test_each_optimiser_moves_its_own_network() -> None:
 
 
 def test_pretraining_is_of_the_discriminator_alone_by_its_two_losses() -> None:
+    detector, x = small(ROW, gamma=0.2, losses="paper"), noise(12, ROW)
+    stage = stage_of(detector, ROW)
+    torch.manual_seed(3)
+    judged = torch.sigmoid(detector.discriminate(detector.generate(torch.randn(12, 5)))).detach()
+    l_real = plain_bce(torch.sigmoid(detector.discriminate(x)), 1).item()
+    torch.manual_seed(3)
+    losses = stage.step(batch_of(x))
+    assert losses["real"].item() == pytest.approx(l_real, abs=1e-5)
+    assert losses["fake"].item() == pytest.approx(0.2 * plain_bce(judged, 0).item(), abs=1e-5)
+
     detector = small(gamma=0.2)
     stage = stage_of(detector, IMAGE)
     before = weights_of(detector.generate)
-    torch.manual_seed(3)
     losses = stage.step(batch_of(noise(12, IMAGE)))
     assert all(torch.equal(p, before[name]) for name, p in detector.generate.named_parameters())
     assert losses.keys() == {"real", "fake"}

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from anomaly_bench.report import comparisons, figures
-from anomaly_bench.report.comparisons import GRID, Point, cliques
+from anomaly_bench.report.comparison import Ranking
+from anomaly_bench.report.comparisons import GRID, Point
 
 SYNTHETIC = r"ganomaly on $\bags_1$ (synthetic data)"
 RNG = np.random.default_rng(0)
@@ -162,14 +163,10 @@ def test_paper_curve(tmp_path, points):
 
 @pytest.mark.parametrize("methods", [2, 3, 12])
 def test_critical_difference(tmp_path, methods):
-    ranks = {f"method {number}": 1.0 + number for number in range(methods - 1)} | {HOSTILE: methods}
-    comparisons.critical_difference(tmp_path / "d", ranks, 2.5, 10, SYNTHETIC)
+    names = [*(f"method {number}" for number in range(methods - 1)), HOSTILE]
+    groups = [range(0, 2)]
+    ranks = Ranking(names, [1.0 + number for number in range(methods)], 10, 0.01, 2.5, groups)
+    comparisons.critical_difference(tmp_path / "d", ranks, SYNTHETIC)
     assert_picture(tmp_path / "d")
     assert "critical difference 2.50, n = 10" in words(tmp_path / "d")
     assert "method 0  1.00" in words(tmp_path / "d")
-
-
-def test_a_bar_joins_what_lies_closer_than_the_difference():
-    assert cliques([1, 1.5, 2.4, 4, 9], 1) == [(1, 1.5), (1.5, 2.4)]
-    assert cliques([1, 1.5, 1.8, 4, 4.5], 1) == [(1, 1.8), (4, 4.5)]
-    assert cliques([1, 2, 3], 1) == []

@@ -6,7 +6,8 @@ from test_tables import made_up
 from anomaly_bench.record import write_csv
 from anomaly_bench.report import pictures
 from anomaly_bench.report.comparisons import GRID
-from anomaly_bench.report.pictures import Shown, draw_report, draw_run, telling_rows
+from anomaly_bench.report.formats import Table
+from anomaly_bench.report.pictures import Shown, draw_paper_curves, draw_report, draw_run, telling_rows
 
 RNG = np.random.default_rng(0)
 TRUTH = np.arange(60) % 3 == 0
@@ -102,3 +103,26 @@ def test_curves_stand_by_class_and_method_with_a_line_a_seed(tmp_path):
         "dog": {"b, clean": 1},
     }
     assert list(panels["cat"]) == ["b, clean", "ae, clean"]
+
+
+def cell(settings, mean, printed, **more):
+    facts = {"variant": "", "evaluation": "clean", "class": "2", "data": "mnist", "n": 1, "std": np.nan}
+    return facts | {"settings": settings, "mean": mean, "printed": printed} | more
+
+
+def test_each_setting_that_a_paper_studies_has_a_curve_with_the_others_as_usual(tmp_path):
+    cells = [
+        cell("model.nz=32 model.w_con=50", 0.8, 0.9),
+        cell("model.nz=100 model.w_con=50", 0.7, 0.85),
+        cell("model.nz=100 model.w_con=1", 0.6, 0.5),
+        cell("model.nz=100 model.w_con=90", 0.65, 0.55),
+        cell("model.nz=512 model.w_con=50", np.nan, 0.4, n=0),
+    ]
+    table = Table("ganomaly_hyperparameters", "title", [], 0, [], [], cells)
+    drawn = list(draw_paper_curves(tmp_path, [table]))
+    assert [picture.caption.split(" on ")[0] for picture in drawn] == [
+        "AUROC over model.nz",
+        "AUROC over model.w_con",
+    ]
+    assert all(picture.path.with_name(f"{picture.path.name}.png").exists() for picture in drawn)
+    assert not list(draw_paper_curves(tmp_path, [Table("t", "title", [], 0, [], [], cells[:1])]))

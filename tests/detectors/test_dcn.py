@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.metrics import roc_auc_score
+
+from anomaly_bench.detector import Batch, Rows
+from anomaly_bench.detectors.dcn import DCN
+from anomaly_bench.errors import SettingError
+from anomaly_bench.training.trainer import Trainer, Walk
+
+
+def small(**settings) -> DCN:
+    torch.manual_seed(0)
+    return DCN((6,), **{"hidden": [5], "code": 2, "k": 3, "batch_size": 20, "lr": 1e-2} | settings)
+
+
+def rows() -> Rows:
+    return Rows(torch.rand(60, 6, generator=torch.Generator().manual_seed(0)))
+
+
+def test_stages_and_what_they_move() -> None:
+    detector, train = small(), rows()
+    walk, seen = Walk(detector, train), []
+    while (stage := walk.next()) is not None:
+        before = {name: x.clone() for name, x in detector.state_dict().items()}
+        stage.step(Batch(train.x[:20], torch.arange(20)))
+        moved = {name for name, x in detector.state_dict().items() if (x != before[name]).any()}
+        seen.append((stage.name, {name.removesuffix(".weight").removesuffix(".bias") for name in moved}))
+    nets = {"encode.0.0", "encode.1", "decode.0.0", "decode.1"}
+    assert seen == [
+        ("layer 1", {"encode.0.0", "decode.1"}),
+        ("layer 2", {"encode.1", "decode.0.0"}),
+        ("autoencoder", nets),
+        ("clusters", nets | {"centroids", "counts"}),
+    ]
+
+
+def test_k_means_starts_the_centroids() -> None:
+    detector, train = small(), rows()
+    walk = Walk(detector, train)
+    for _ in range(4):
+        walk.next()
+    codes = detector.encode(train.x).detach()
+    own = torch.cdist(codes, detector.centroids).argmin(1)
+    for k in range(3):
+        torch.testing.assert_close(detector.centroids[k], codes[own == k].mean(0), rtol=1e-4, atol=1e-5)
+    assert detector.counts.tolist() == own.bincount(minlength=3).tolist()
+
+
+def test_one_update_of_everything() -> None:
+    detector, train = small(w_cluster=0.7, w_reconstruction=2.0, momentum=0.9), rows()
+    walk = Walk(detector, train)
+    stages = [walk.next() for _ in range(4)]
+    weights = [parameter.detach().clone().requires_grad_() for parameter in detector.parameters()]
+    centroids, counts = detector.centroids.clone().double(), detector.counts.clone()
+    x = train.x[:20]
+
+    def encode() -> torch.Tensor:
+        return torch.relu(x @ weights[0].T + weights[1]) @ weights[2].T + weights[3]
+
+    code = encode()
+    rebuilt = torch.relu(code @ weights[4].T + weights[5]) @ weights[6].T + weights[7]
+    own = [int(((row - centroids) ** 2).sum(1).argmin()) for row in code]
+    reconstruction = ((rebuilt - x) ** 2).sum(1).mean()
+    cluster = ((code - centroids[own].float()) ** 2).sum(1).mean()
+    (2.0 * reconstruction + 0.7 / 2 * cluster).backward()
+    losses = stages[-1].step(Batch(x, torch.arange(20)))
+    assert losses["reconstruction"].item() == pytest.approx(reconstruction.item(), rel=1e-5)
+    assert losses["cluster"].item() == pytest.approx(cluster.item(), rel=1e-4)
+    with torch.no_grad():
+        for weight, parameter in zip(weights, detector.parameters(), strict=True):
+            weight -= 1e-2 * weight.grad
+            torch.testing.assert_close(parameter, weight, rtol=0, atol=1e-5)
+        code = encode().double()
+        own = [int(((row - centroids) ** 2).sum(1).argmin()) for row in code]
+        for row, k in zip(code, own, strict=True):  # one after the other, as the code does
+            counts[k] += 1
+            centroids[k] -= (centroids[k] - row) / counts[k]
+    torch.testing.assert_close(detector.centroids.double(), centroids, rtol=0, atol=1e-5)
+    assert torch.equal(detector.counts, counts)
+
+
+def test_score_is_the_distance_from_the_own_centroid() -> None:
+    detector = small()
+    detector.centroids.copy_(torch.tensor([[0.0, 0], [1, 1], [50, 50]]))
+    x = torch.rand(9, 6)
+    code = detector.encode(x).detach().numpy()
+    expected = [min(np.linalg.norm(row - m) for m in detector.centroids.numpy()) for row in code]
+    np.testing.assert_allclose(detector.score(x).detach(), expected, rtol=1e-5)
+
+
+def test_more_centroids_than_rows_and_rows_all_alike() -> None:
+    detector = small(k=9, epochs=3, pretrain_epochs=1)
+    Trainer(device="cpu", precision="fp32").learn(detector, Rows(torch.rand(4, 6)), seed=0)
+    assert detector.score(torch.rand(5, 6)).isfinite().all()
+    detector.move_centroids(torch.full((20, 2), 3.0))
+    assert detector.centroids.isfinite().all()
+
+
+def test_beats_its_untrained_copy_on_digits() -> None:
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy(pixels / 16).float()
+    train = np.flatnonzero((labels != 0) & (np.arange(len(labels)) % 2 == 0))
+    held = np.flatnonzero((labels == 0) | (np.arange(len(labels)) % 2 == 1))
+    areas = {}
+    for epochs in (0, 8):
+        torch.manual_seed(0)
+        settings = {"hidden": [64], "code": 10, "k": 9, "pretrain_epochs": epochs, "epochs": epochs}
+        detector = DCN((64,), **settings, pretrain_lr=5e-3, lr=1e-3, batch_size=50)
+        Trainer(device="cpu", precision="fp32").learn(detector, Rows(x[train]), seed=0)
+        areas[epochs] = roc_auc_score(labels[held] == 0, detector.eval().score(x[held]).detach())
+    assert areas[8] > areas[0] + 0.05, areas
+
+
+def test_refusals() -> None:
+    with pytest.raises(SettingError, match=r"model\.k=0"):
+        small(k=0)
