@@ -351,7 +351,7 @@ def test_list_and_help_say_what_there_is(bench):
     assert "\n  ae " in bench("list", "models")[1]
     code, out, _ = bench("--help")
     assert code == 0
-    for word in ("anomaly-bench report", "abnormal_class", "trainer.max_epochs", "n_jobs", "model: ae"):
+    for word in ("anomaly-bench report", "abnormal_class", "trainer.max_epochs", "n_jobs", "model: aae"):
         assert word in out
 
 

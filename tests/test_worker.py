@@ -139,7 +139,7 @@ def test_side_by_side_gives_the_bits_of_one_after_another(bench):
     Path("runs").rename("together")
 
     code, out, err = bench("seed=0,1", "abnormal_class=0,1", "hydra.launcher.n_jobs=1")
-    assert code == 0
+    assert code == 0, err
     assert "4 jobs, one after another" in err
     assert {int(pid) for pid, *_ in lines("learned")[len(workers) :]} == {os.getpid()}
     together, alone = finished("together"), finished()
