@@ -81,6 +81,7 @@ def place(tmp_path, monkeypatch):
         (tmp_path / "configs" / f"{path}.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path / "code")
+    sys.modules.pop("mine", None)  # other tests have a module of this name
     for name in ("ANOMALY_BENCH_DEBUG", "ANOMALY_BENCH_SWEEP", "HYDRA_FULL_ERROR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
