@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_bench.record import read_records
+from anomaly_bench.record import read_json, read_records
 
 RESULTS = Path(__file__).parent.parent / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/records"))
@@ -34,7 +34,8 @@ def again(tmp_path_factory) -> Path:
 
 
 def test_every_file_is_what_the_records_give(again):
-    kept, made = files_in(RESULTS), files_in(again)
+    kept = {name: path for name, path in files_in(RESULTS).items() if not name.startswith("benchmarks/")}
+    made = files_in(again)
     assert set(kept) == set(made)
     assert len(FOLDERS) >= 2
     for name in sorted(kept):
@@ -91,3 +92,11 @@ def test_the_readme_shows_tables_that_the_records_give():
     rows = [line for line in table if line.startswith("|")]
     assert len(rows) == 4 + 13
     assert [line for line in rows if line not in readme] == []
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("benchmarks/*.json")), ids=lambda path: path.stem)
+def test_a_benchmark_s_table_is_what_its_samples_give(path, monkeypatch):
+    monkeypatch.syspath_prepend(RESULTS.parent / "scripts")
+    from bench_table import table
+
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == table(read_json(path))
