@@ -29,6 +29,9 @@ NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "po
 """Settings that cannot change the numbers, that stand in the run's name, or are hashed by what they come to."""
 
 
+SCORING_ONLY = ("epoch", "batch_norm", "test_order", "batch_size", "quantile")
+"""Switches of `evaluation` that leave training as it is."""
+
 SCALER = "scaler.safetensors"
 """The file of a run that holds its fitted scaler."""
 
@@ -43,6 +46,7 @@ class Job:
         overrides: what the user typed.
         scaler: of rows of numbers, fitted as `evaluation.scaling` has it; None for images.
         settings_hash: of every setting that can change the numbers, but for class and seed.
+        training_hash: of those among them that can change what is learned.
     """
 
     settings: DictConfig
@@ -55,6 +59,7 @@ class Job:
     trainer: Trainer
     folder: Path
     settings_hash: str
+    training_hash: str
 
     @property
     def seed(self) -> int:
@@ -99,17 +104,27 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     # The best epoch cannot be told without looking at every one.
     eval_every = values["trainer"]["eval_every"] or int(values["evaluation"]["epoch"] == "best_test")
     trainer = Trainer(**values["trainer"] | {"eval_every": eval_every})
-    digest = record.settings_hash(
+    counted = (
         {key: value for key, value in values.items() if key not in NOT_HASHED}
         | {"data": [dataset.fingerprint(), *scale_of(dataset)]}
         | {"trainer": values["trainer"] | {"device": None, "precision": trainer.precision}}
     )
+    digest = record.settings_hash(counted)
     name = record.run_name(
         names["data"], names["protocol"], names["model"], split.case, settings.seed, digest
     )
     folder = Path(settings.runs_dir) / name
     scaler = scaler_for(dataset, split, values["evaluation"]["scaling"])
-    return Job(settings, values, names, overrides, dataset, split, scaler, trainer, folder, digest)
+    learning = training_hash(counted)
+    return Job(settings, values, names, overrides, dataset, split, scaler, trainer, folder, digest, learning)
+
+
+def training_hash(counted: dict[str, Any]) -> str:
+    """Of the counted settings, those that can change what is learned."""
+    evaluation = {key: value for key, value in counted["evaluation"].items() if key not in SCORING_ONLY}
+    return record.settings_hash(
+        counted | {"evaluation": evaluation, "trainer": counted["trainer"] | {"eval_every": 0, "fold": True}}
+    )
 
 
 def scale_of(dataset: Dataset) -> list[Any]:

@@ -25,6 +25,7 @@ from anomaly_bench.training.checkpoint import Checkpoint, Epoch, kept_fact, save
 from anomaly_bench.training.control import untrained
 from anomaly_bench.training.scoring import explain_rows, score_rows
 from anomaly_bench.training.trainer import Learned
+from anomaly_bench.twins import keep_last, take_over, twin_of
 
 log = logging.getLogger("anomaly_bench")
 
@@ -93,6 +94,7 @@ def provenance(job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "evaluation": {"name": job.names["evaluation"], **job.evaluation},
         "settings_hash": job.settings_hash,
+        "training_hash": job.training_hash,
         "overrides": job.overrides,
         "shape": list(job.dataset.shape),
         "data_source": job.dataset.source,
@@ -142,15 +144,7 @@ def compute(job: Job) -> None:
     control = control_numbers(job, train, test, anomalous)
 
     detector = job.build()
-    learned = job.trainer.learn(
-        detector,
-        train,
-        seed=job.seed,
-        keep=job.folder / "checkpoint.safetensors",
-        evaluate=evaluator(job, detector, test, anomalous),
-    )
-    if job.evaluation["epoch"] == "best_test" and (job.folder / "best.safetensors").exists():
-        detector.load_state_dict(load_file(job.folder / "best.safetensors"))
+    learned = learn(job, detector, train, evaluator(job, detector, test, anomalous))
 
     started = time.perf_counter()
     scores = scores_of(job, detector, test)
@@ -184,6 +178,18 @@ def compute(job: Job) -> None:
         lambda positions: shown(job, detector, test, positions),
     )
     finish(job, learned, training_scores, numbers)
+
+
+def learn(job: Job, detector: Detector, train: Rows, evaluate: Callable[[], float]) -> Learned:
+    """Train the detector, or take over what another evaluation's run has trained; then what is to be scored."""
+    if (twin := twin_of(job)) is not None:
+        return take_over(job, detector, twin)
+    keep, best = job.folder / "checkpoint.safetensors", job.folder / "best.safetensors"
+    learned = job.trainer.learn(detector, train, seed=job.seed, keep=keep, evaluate=evaluate)
+    if job.evaluation["epoch"] == "best_test" and best.exists():
+        keep_last(job, detector)
+        detector.load_state_dict(load_file(best))
+    return learned
 
 
 def test_order(job: Job) -> np.ndarray:

@@ -1,0 +1,104 @@
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from anomaly_bench import record, run
+from anomaly_bench.cli import answer
+from anomaly_bench.training.trainer import Trainer
+
+TINY = [
+    *("data=digits", "data.limit=100", "data.image_size=16", "trainer.device=cpu"),
+    *("model.ngf=4", "model.ndf=4", "model.nz=8", "model.epochs=2", "model.batch_size=16"),
+]
+
+
+@pytest.fixture
+def trainings(tmp_path, monkeypatch):
+    """The seeds of all trainings that were done, in an empty folder of a clean checkout."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ANOMALY_BENCH_SWEEP", raising=False)
+    monkeypatch.setattr(sys, "argv", ["anomaly-bench"])
+    monkeypatch.setattr(run, "draw_run", lambda *_: None)
+    monkeypatch.setattr(record, "git_revision", lambda: "a" * 40)
+    done, learn = [], Trainer.learn
+
+    def counted(self, detector, train, *, seed, **others):
+        done.append(seed)
+        return learn(self, detector, train, seed=seed, **others)
+
+    monkeypatch.setattr(Trainer, "learn", counted)
+    return done
+
+
+def computed(*settings: str, runs: str = "runs") -> Path:
+    before = set(Path(runs).glob("*"))
+    settings = (*TINY, *settings, f"runs_dir={runs}")
+    sys.argv[1:] = settings
+    assert answer(list(settings)) == 0
+    (new,) = set(Path(runs).glob("*")) - before
+    return new
+
+
+def figures(folder: Path) -> dict:
+    """What the run came to, without the times."""
+    numbers = json.loads((folder / "metrics.json").read_text())
+    return {name: number for name, number in numbers.items() if "second" not in name and "_per_" not in name}
+
+
+def test_clean_takes_over_what_as_published_has_trained(trainings):
+    published = computed("evaluation=as_published")
+    clean = computed("evaluation=clean")
+    alone = computed("evaluation=clean", runs="others")
+    assert trainings == [0, 0]  # the second run had none of its own
+    assert figures(clean) == figures(alone)
+    pd.testing.assert_frame_equal(pd.read_csv(clean / "scores.csv"), pd.read_csv(alone / "scores.csv"))
+    weights, expected = load_file(clean / "model.safetensors"), load_file(alone / "model.safetensors")
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    told = json.loads((clean / "run.json").read_text())
+    assert told["trained_in"] == published.name
+    assert told["stages"] == json.loads((alone / "run.json").read_text())["stages"]
+    losses, others = (pd.read_csv(folder / "losses.csv").drop(columns="seconds") for folder in (clean, alone))
+    pd.testing.assert_frame_equal(losses, others)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("evaluation=as_published",),  # has to look at every epoch
+        ("evaluation.quantile=0.9", "trainer.eval_every=1"),
+        ("evaluation.quantile=0.9", "rerun=true"),
+        ("evaluation.quantile=0.9", "model.w_con=10"),
+        ("evaluation.quantile=0.9", "seed=1"),
+    ],
+)
+def test_trains_what_no_finished_run_has(trainings, settings):
+    computed()
+    computed(*settings)
+    assert len(trainings) == 2
+
+
+def test_another_revision_or_an_edited_one_is_not_trusted(trainings, monkeypatch):
+    computed()
+    monkeypatch.setattr(record, "git_revision", lambda: "b" * 40)
+    computed("evaluation.quantile=0.9")
+    monkeypatch.setattr(record, "git_revision", lambda: "b" * 40 + "-dirty")
+    computed("evaluation.quantile=0.8")
+    assert len(trainings) == 3
+
+
+def test_a_half_finished_run_is_no_twin(trainings):
+    first = computed()
+    (first / "metrics.json").unlink()
+    computed("evaluation.quantile=0.9")
+    assert len(trainings) == 2
+
+
+def test_the_last_weights_are_kept_beside_the_best(trainings):
+    published = computed("evaluation=as_published")
+    assert (published / "last.safetensors").exists()
+    assert not (published / "best.safetensors").exists()
