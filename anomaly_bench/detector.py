@@ -75,6 +75,10 @@ class Detector(nn.Module, ABC):
     def score(self, x: Tensor) -> Tensor:
         """Anomaly score `[N]` of rows `[N, *shape]`: higher is more anomalous, whatever else is in the batch."""
 
+    def own_threshold(self) -> float | None:
+        """The score above which the method itself calls a row anomalous; None where its paper has no such rule."""
+        return None
+
     def explain(self, x: Tensor) -> Explanation:
         """The score and, in the same pass, all else that the method can show."""
         return Explanation(self.score(x))

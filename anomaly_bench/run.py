@@ -150,7 +150,7 @@ def compute(job: Job) -> None:
     scores = scores_of(job, detector, test)
     seconds = time.perf_counter() - started
     training_scores = scores_of(job, detector, job.rows(x[some(job.split.train, TRAINING_SAMPLE, job.seed)]))
-    thresholds = thresholds_of(job, scores, anomalous, training_scores)
+    thresholds = thresholds_of(job, detector, scores, anomalous, training_scores)
     threshold = thresholds[HINDSIGHT] if job.evaluation["hindsight"] else next(iter(thresholds.values()))
     classes = job.dataset.classes[job.split.test[order]]
     numbers = metrics.measure(scores, anomalous, threshold) | {
@@ -245,16 +245,18 @@ def evaluator(job: Job, detector: Detector, test: Rows, anomalous: np.ndarray) -
 
 
 def thresholds_of(
-    job: Job, scores: np.ndarray, anomalous: np.ndarray, training_scores: np.ndarray
+    job: Job, detector: Detector, scores: np.ndarray, anomalous: np.ndarray, training_scores: np.ndarray
 ) -> dict[str, float]:
     """Above which a row is called anomalous, by how it was found; the first needs no labels.
 
-    It is what leaves the known ratio of the test rows above it, where the protocol knows one, else a quantile of
-    training scores. The other, in hindsight, is that of the best F1.
+    It is what leaves the known ratio of the test rows above it, where the protocol knows one, else the method's
+    own, where it has one, else a quantile of training scores. The other, in hindsight, is that of the best F1.
     """
     if job.split.ratio is not None:
         name = f"the known ratio, {100 * job.split.ratio:.3g} % of the test rows"
         first = metrics.quantile_threshold(scores, 1 - job.split.ratio)
+    elif (own := detector.own_threshold()) is not None:
+        name, first = "the method's own", own
     else:
         name = f"{100 * job.evaluation['quantile']:g} % of the training scores"
         first = metrics.quantile_threshold(training_scores, job.evaluation["quantile"])

@@ -404,3 +404,20 @@ def test_an_experiment_ends_with_the_papers_table_and_takes_in_what_was_run_befo
     assert "ganomaly_xray: AUROC beside the paper's" in again
     low, high = read(before / "metrics.json")["auroc_interval"]
     assert low <= auroc <= high
+
+
+def test_a_method_with_a_rule_of_its_own_calls_rows_by_it(bench):
+    code, _, _ = bench(
+        *("model=rda", "data=digits", "data.image_size=16", "data.limit=150", "protocol=contaminated"),
+        *(
+            "model.layers=[20,8]",
+            "model.rounds=1",
+            "model.epochs=1",
+            "model.lambda_=0.1",
+            "trainer.device=cpu",
+        ),
+    )
+    assert code == 0
+    run = only_run()
+    kept = load_file(run / "model.safetensors")
+    assert read(run / "metrics.json")["threshold"] == pytest.approx(kept["t"].item())

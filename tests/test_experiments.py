@@ -10,6 +10,9 @@ from anomaly_bench.cli import CONFIGS, answer
 from anomaly_bench.report.printed import printed
 from anomaly_bench.schema import Settings
 
+OWN_TABLES = {"autoencoders_mnist"}
+"""Experiments that no paper has."""
+
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 
 
@@ -47,7 +50,7 @@ def test_every_job_composes_and_is_a_row_of_the_papers(name):
         fitting = [
             r for r in theirs if (r.model, r.data, r.protocol) == (choices.model, data, choices.protocol)
         ]
-        assert fitting, job
+        assert fitting or name in OWN_TABLES, job
         if name == "ganomaly_hyperparameters":
             model = OmegaConf.to_container(made.model, resolve=True)
             assert isinstance(model, dict)

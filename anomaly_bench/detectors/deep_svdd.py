@@ -167,6 +167,10 @@ class DeepSVDD(Detector):
         """Squared distance from the centre, `[N]`, less the squared radius with a soft boundary."""
         return self.explain(x).score
 
+    def own_threshold(self) -> float | None:
+        """With a soft boundary, 0: the boundary."""
+        return 0.0 if self.soft else None
+
     def explain(self, x: Tensor) -> Explanation:
         """Score and phi(x)."""
         features = self.embed(self.prepare(x))

@@ -65,6 +65,7 @@ class RDA(Detector):
     S: Tensor  # [N, D]
     known: Tensor  # [N], ascending fingerprints
     errors: Tensor  # [N], A(x_i) in the order of `known`
+    t: Tensor  # [], the threshold of the proximal operator
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class RDA(Detector):
             self.net = Convolutional(shape, code, width)
         self.learned("S", "known", "errors")
         self.known = self.known.long()
+        self.register_buffer("t", torch.zeros(()))
         self.penalty, self.lambda_, self.rounds, self.reinit = penalty, lambda_, rounds, reinit
         self.lr, self.eps, self.weight_decay = lr, eps, weight_decay
         self.epochs, self.batch_size = epochs, batch_size
@@ -107,13 +109,13 @@ class RDA(Detector):
         """A stage for each round, S between them."""
         y = train.map(to_unit)
         self.S = torch.zeros_like(y)
-        t = self.lambda_ * (4 * y.abs().mean() if self.penalty == "l1" else len(y))
+        self.t.fill_(self.lambda_ * (4 * y.abs().mean() if self.penalty == "l1" else len(y)))
         for number in range(self.rounds):
             if self.reinit and number:
                 self.net.apply(begin_anew)
             yield self.learning(number)
             rest = torch.cat([to_unit(b.x) - self.net(self.L(b)).float() for b in train.in_order(512)])
-            self.S = prox(rest, t, self.penalty)
+            self.S = prox(rest, self.t, self.penalty)
         keys = torch.cat([fingerprints(batch.x) for batch in train.in_order(512)])
         self.known, order = keys.sort()
         self.errors = rest.norm(dim=1)[order]
@@ -137,6 +139,10 @@ class RDA(Detector):
     def score(self, x: Tensor) -> Tensor:
         """A(x), `[N]`."""
         return self.explain(x).score
+
+    def own_threshold(self) -> float | None:
+        """With `rows`, what A exceeds where S_i is not 0."""
+        return self.t.item() if self.penalty == "rows" else None
 
     def explain(self, x: Tensor) -> Explanation:
         """Score, squared residual map and reconstruction of x itself, code."""

@@ -160,3 +160,12 @@ def test_convolutional_and_rows():
 def test_refusals(settings, message):
     with pytest.raises(SettingError, match=message):
         small(**settings)
+
+
+def test_rows_calls_anomalous_what_is_left_in_s():
+    detector, x = small(lambda_=0.09), noise(12, (1, 4, 4))
+    learn(detector, Rows(x))
+    verdict = detector.score(x) > detector.own_threshold()
+    assert torch.equal(verdict, detector.S.norm(dim=1) > 0)
+    assert 0 < verdict.sum() < 12
+    assert small(penalty="l1").own_threshold() is None
