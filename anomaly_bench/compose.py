@@ -22,6 +22,7 @@ from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
 from anomaly_bench.protocols import Split
 from anomaly_bench.rows import Rows
+from anomaly_bench.schema import on_data as on_data  # configs of methods use it
 from anomaly_bench.sweep import SHARED
 from anomaly_bench.training.trainer import Trainer
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 
 class WhichEpoch(Enum):
     """Whose weights are scored."""
@@ -78,3 +80,12 @@ class Settings:
     point: Any = None
     runs_dir: str = "runs"
     rerun: bool = False
+
+
+def on_data(by_name: Any, otherwise: Any, *, _root_: DictConfig) -> Any:
+    """What a method has on the data set that was chosen: `hidden: ${on_data:{thyroid:[12,4]},[60,30,10]}`."""
+    found = by_name.get(OmegaConf.select(_root_, "data.name"), otherwise)
+    return OmegaConf.create(found) if isinstance(found, list) else found
+
+
+OmegaConf.register_new_resolver("on_data", on_data, replace=True)

@@ -70,3 +70,16 @@ def test_under_contamination_there_is_no_difference(tmp_path):
     splits = [job(named(kind), tmp_path, "contaminated").split for kind in (Inductive, Transductive)]
     assert all(split.transductive for split in splits)
     assert np.array_equal(splits[0].test, splits[1].test)
+
+
+@pytest.mark.parametrize(
+    ("data", "hidden"), [("thyroid", [12, 4]), ("arrhythmia", [10]), ("digits", [60, 30, 10])]
+)
+def test_a_method_has_the_sizes_of_its_paper_on_the_sets_of_its_paper(data, hidden):
+    ConfigStore.instance().store("schema", Settings)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        settings = hydra_compose("config", ["model=dagmm", f"data={data}"])
+        assert settings.model.hidden == hidden
+        assert hydra_compose("config", ["model=dagmm", f"data={data}", "model.hidden=[3]"]).model.hidden == [
+            3
+        ]

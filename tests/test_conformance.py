@@ -40,7 +40,6 @@ DAGMM = {"hidden": [8], "code": 2, "k": 2, "epochs": 40, "lr": 5e-3}
 
 OWN: dict[str, dict[str, object]] = {
     "aae": {"epochs": 8},
-    "memae_cifar10": {"channels": [4, 8], "kernels": [3, 3], "memory": 20},
     "adgan": {"generator_steps": 80, "n_seeds": 2, "descent_steps": 4, "z_lr": 0.25},
     "alocc": {"refiner_steps": 1, "lambda_": 40.0, "sigma": 0.02},  # in few steps, else R wins too early
     "constrained_aae": {"epochs": 8, "n_critic": 1, "warmup": 2, "warmup_epochs": 1, "batch_size": 24},
