@@ -40,7 +40,7 @@ def test_every_job_composes_and_is_a_row_of_the_papers(name):
     keys = swept(settings)
     classes = keys.pop("abnormal_class", [])
     seeds = keys.pop("seed", [0])
-    assert len(seeds) in (1, 3, 20)
+    assert len(seeds) in (1, 3, 10, 20)
     jobs = [[f"{key}={value}" for value in values] for key, values in keys.items()] or [[""]]
     for job in (text for texts in jobs for text in (texts if len(texts) < 9 else texts[::9])):
         made = composed(f"experiment={name}", *filter(None, [job]))  # the others differ in a number only
@@ -73,3 +73,14 @@ def test_they_are_listed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == EXPERIMENTS
     assert all("@package" not in line and len(line.split()) > 4 for line in lines)
+
+
+@pytest.mark.parametrize("name", ["deep_svdd_mnist", "deep_svdd_cifar10"])
+def test_deep_svdd_has_a_number_for_each_normal_class(name):
+    settings = composed(f"experiment={name}")
+    assert swept(settings)["normal_class"] == [str(number) for number in range(10)]
+    theirs = [row for row in printed() if row.table == name and row.model == "deep_svdd"]
+    assert len({row.cls for row in theirs}) == len(theirs) == 10
+    if name == "deep_svdd_cifar10":
+        sizes = composed("model=deep_svdd_cifar10").model
+        assert OmegaConf.to_container(settings.model) == OmegaConf.to_container(sizes)

@@ -1,0 +1,71 @@
+"""Isolation forest, on rows and pixels or on the features of another detector.
+
+Liu, Ting, Zhou, Isolation Forest, ICDM 2008, https://doi.org/10.1109/ICDM.2008.17. Fitted by scikit-learn.
+
+Each tree takes a small random sample of the training rows, and parts it by random thresholds of random columns
+until every row is alone. Anomalous rows are few and different, so they are alone after few steps.
+
+    A(x) = 2^(-h(x) / c(psi)),   h the mean depth of x over the trees,
+    c(n) = 2 (ln(n - 1) + 0.5772...) - 2 (n - 1) / n, the mean depth in a tree of n rows
+
+100 trees of 256 rows are the paper's. Its trees stop growing at depth log2(psi), and so do scikit-learn's; a leaf
+that is left with n rows then adds c(n) to their depth.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from torch import Tensor
+
+from anomaly_bench.detector import Detector, Explanation, Rows, Stage
+from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.forest import Forest
+
+
+class IsolationForest(Detector):
+    """Isolation forest on rows of any shape, flattened.
+
+    Args:
+        shape: of one row.
+        trees: how many.
+        max_samples: psi, the training rows of one tree; all of them where there are fewer.
+        features: called as `features(shape=shape)`, gives the detector whose features take the rows' place;
+            it learns first. None for the rows themselves.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        trees: int = 100,
+        max_samples: int = 256,
+        features: Callable[..., Detector] | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = features(shape=shape) if features else None
+        self.forest = Forest(trees, max_samples)
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """The stages of `features`, if there are any; the forest itself has none."""
+        if self.features is not None:
+            for stage in self.features.stages(train):
+                yield replace(stage, scorable=False)
+        self.forest.fit(train.map(self.embed))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """What stands for rows `[N, *shape]`, `[N, D]`."""
+        if self.features is None:
+            return x.flatten(1)
+        features = self.features.explain(x).features
+        if features is None:
+            raise SettingError(f"model.features={type(self.features).__name__}: it has no features to give")
+        return features
+
+    def score(self, x: Tensor) -> Tensor:
+        """A(x), `[N]` in (0, 1]; all 1 before the forest is grown."""
+        return self.forest(self.embed(x))
+
+    def explain(self, x: Tensor) -> Explanation:
+        """Score, and what the forest was given."""
+        rows = self.embed(x)
+        return Explanation(self.forest(rows), features=rows)
