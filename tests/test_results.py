@@ -49,7 +49,7 @@ def test_the_index_has_every_result(again):
     assert [row.split("]")[0].removeprefix("| [") for row in rows] == [folder.name for folder in FOLDERS]
     for row in rows:
         for part in (
-            "anomaly-bench -m model=",
+            "`anomaly-bench -m ",
             "torch 2.",
             "on average",
             "reached (seeds: 1; epochs: ",
