@@ -23,6 +23,9 @@ CONFIGS = next(path for path in (HERE / "configs", HERE.parent / "configs") if p
 GROUPS = {"models": "model", "data": "data", "protocols": "protocol", "experiments": "experiment"}
 DEBUG = "ANOMALY_BENCH_DEBUG"
 SWEEP = "ANOMALY_BENCH_SWEEP"
+FOUND = 3
+"""Exit code of `score --fail-on-anomaly` that found one."""
+
 log = logging.getLogger("anomaly_bench")
 
 
@@ -287,23 +290,45 @@ def score(arguments: list[str]) -> int:
     """`score RUN_DIR FILES_OR_FOLDER`: a trained run on new files: score, verdict, percentile."""
     parser = argparse.ArgumentParser("anomaly-bench score", description=score.__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a finished run")
-    parser.add_argument("files", nargs="+", type=Path, help="images or folders of images; or tables")
-    parser.add_argument("--output", type=Path, help="CSV to write; default: the terminal")
+    parser.add_argument("files", nargs="+", type=Path, help="images, tables, or folders of them")
+    parser.add_argument(
+        "--output", type=Path, help="FILE.csv or FILE.json to write; default: CSV on the terminal"
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="RULE",
+        help="quantile=0.99 of the training scores; max_train, the highest of them; contamination=0.05, the share "
+        "of these files that is anomalous; default: the run's own threshold",
+    )
+    parser.add_argument(
+        "--maps", type=Path, metavar="DIR", help="folder for a heat map over each image, as PNG"
+    )
+    parser.add_argument(
+        "--fail-on-anomaly", action="store_true", help=f"exit code {FOUND} where anything is anomalous"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     given = parser.parse_args(arguments)
-    from anomaly_bench.record import safe_csv, write_csv
+    if given.output is not None and given.output.suffix.lower() not in (".csv", ".json"):
+        raise SettingError(f"--output {given.output}: allowed are names that end in .csv or .json")
+    from anomaly_bench.record import safe_csv, write_csv, write_json
     from anomaly_bench.score import score_files
 
-    table = score_files(given.run_dir, given.files, given.device)
+    scored = score_files(given.run_dir, given.files, given.device, given.threshold, given.maps)
+    table = scored.table
     if given.output is None:
         print(safe_csv(table).to_csv(index=False), end="")
-        return 0
-    write_csv(given.output, table)
-    anomalous = table["verdict"].tolist().count("anomalous")
-    print(
-        f"{given.output}: {len(table)} {'rows' if 'row' in table else 'files'}, {anomalous} of them anomalous"
-    )
-    return 0
+    elif given.output.suffix.lower() == ".csv":
+        write_csv(given.output, table)
+    else:
+        facts = {"run": given.run_dir.name, "threshold": scored.threshold, "rule": scored.rule}
+        write_json(given.output, facts | {"rows": table.to_dict("records")})
+    if given.output is not None:
+        what = "rows" if "row" in table else "files"
+        print(
+            f"{given.output}: {len(table)} {what}, {scored.n_anomalous} of them anomalous, "
+            f"above {scored.threshold:.6g} ({scored.rule})"
+        )
+    return FOUND if given.fail_on_anomaly and scored.n_anomalous else 0
 
 
 def list_choices(arguments: list[str]) -> int:

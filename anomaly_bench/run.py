@@ -32,6 +32,9 @@ log = logging.getLogger("anomaly_bench")
 TRAINING_SAMPLE = 1024
 """Training rows that are scored for the threshold and for the percentiles of new files."""
 
+LEVELS = np.r_[np.arange(100) / 100, np.arange(991, 1001) / 1000]
+"""At which quantiles of training scores are kept: each percent, and the last one finer, where thresholds lie."""
+
 HINDSIGHT = "best F1, has seen the test labels"
 
 UNFINISHED_ONLY = ("checkpoint.safetensors", "best.safetensors")
@@ -334,7 +337,7 @@ def finish(job: Job, learned: Learned, training_scores: np.ndarray, numbers: dic
     kept = record.read_json(job.folder / "run.json") | {
         "stages": list(done.values()),
         "epochs_done": len(learned.history),
-        "training_scores": {"quantiles": np.quantile(training_scores, np.linspace(0, 1, 101))},
+        "training_scores": {"levels": LEVELS, "quantiles": np.quantile(training_scores, LEVELS)},
         "finished": now(),
     }
     record.write_json(job.folder / "run.json", kept)

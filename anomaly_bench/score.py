@@ -1,83 +1,217 @@
 """A trained run on new files: images, or tables with the columns that it was trained on."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import starmap
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from anomaly_bench import metrics
 from anomaly_bench.compose import Trained, load_run
 from anomaly_bench.data.dataset import Column
 from anomaly_bench.data.folder import decode_files, list_images
-from anomaly_bench.data.table import read_rows
-from anomaly_bench.training.scoring import score_rows
+from anomaly_bench.data.table import list_tables, read_rows
+from anomaly_bench.errors import SettingError
+from anomaly_bench.overlays import Overlays
+from anomaly_bench.training.scoring import scoring
 
-BLOCK = 4096
-"""Files decoded at once, so that memory is bounded."""
+log = logging.getLogger("anomaly_bench")
+
+BLOCK = 64 << 20
+"""Bytes of decoded pixels held at once; however many the files, no more are."""
+
+BATCH = 256
+"""Rows scored at once."""
+
+RULES = "quantile=SHARE, contamination=SHARE, max_train"
 
 
-def score_files(folder: Path, files: Sequence[Path], device: str = "auto") -> pd.DataFrame:
+@dataclass(frozen=True)
+class Scored:
+    """What scoring came to.
+
+    Attributes:
+        table: one line an image or row: `file`, for tables `row` (from 0), `score`, `verdict` (`anomalous`
+            above the threshold, else `normal`), `percentile` (the share of the run's training rows, 0 to
+            100, that score lower) and, where maps were drawn, `map`, the file of each.
+        threshold: above which a row is called anomalous.
+        rule: how the threshold was found, in words.
+    """
+
+    table: pd.DataFrame
+    threshold: float
+    rule: str
+
+    @property
+    def n_anomalous(self) -> int:
+        """How many are called anomalous."""
+        return int((self.table["verdict"] == "anomalous").sum())
+
+
+class Source(NamedTuple):
+    """What is to be scored, block by block: the names of its rows, and the rows as a data set has them."""
+
+    total: int | None  # rows, where that is known
+    unit: str
+    blocks: Iterator[tuple[pd.DataFrame, Tensor]]
+
+
+def score_files(
+    folder: Path,
+    files: Sequence[Path],
+    device: str = "auto",
+    threshold: str | None = None,
+    maps: Path | None = None,
+) -> Scored:
     """Score images or tables with the detector of a finished run, prepared as the run's own data were.
 
     Args:
         folder: of the run.
         files: images, or folders that are searched for images; for a run on rows of numbers, tables.
         device: `auto`, `cpu`, `cuda`, `cuda:i`, `mps`.
+        threshold: `quantile=0.99`: above that quantile of the run's training scores; `max_train`: above all of
+            them; `contamination=0.05`: so large a share of these files is anomalous. None is the run's own.
+        maps: folder for a heat map over each image, as PNG.
 
-    Returns:
-        One line an image or row: `file`, for tables `row` (from 0), `score`, `verdict` (anomalous above the
-        run's threshold) and `percentile`, the share of the run's training rows, 0 to 100, that score lower.
+    Raises:
+        SettingError: no finished run, no such files, a threshold that cannot be, a method without maps.
     """
+    kind, share = rule_of(threshold)
     trained = load_run(folder, device)
-    named, scores = (image_scores if trained.scaler is None else table_scores)(trained, files)
-    return pd.DataFrame(
-        named
-        | {
-            "score": scores,
-            "verdict": np.where(scores > trained.metrics["threshold"], "anomalous", "normal"),
-            "percentile": percentiles(scores, np.asarray(trained.run["training_scores"]["quantiles"])),
-        }
-    )
+    overlays = overlays_in(maps, trained) if maps is not None else None
+    source = (images if trained.scaler is None else tables)(trained, files)
+    if trained.values["evaluation"]["batch_norm"] == "batch":
+        log.warning(
+            "evaluation.batch_norm=batch: the run scored by the statistics of its test batches; new files are "
+            "scored one by one, by those of training, and its threshold may not fit them"
+        )
+    table = scored(trained, source, overlays)
+    scores, levels, quantiles = table["score"].to_numpy(), *training_quantiles(trained.run)
+    if kind == "quantile":
+        bound = float(np.interp(share, levels, quantiles))
+        words = f"{100 * share:.4g} % of the training scores"
+    elif kind == "max_train":
+        bound, words = float(quantiles[-1]), "the highest training score"
+    elif kind == "contamination":
+        bound = metrics.quantile_threshold(scores, 1 - share)
+        words = f"{100 * share:.4g} % of these rows"
+    else:
+        bound, words = trained.metrics["threshold"], "the run's own"
+    verdict = np.where(scores > bound, "anomalous", "normal")
+    table.insert(table.columns.get_loc("score") + 1, "verdict", verdict)  # pyright: ignore[reportArgumentType]
+    percentile = (100 * np.interp(scores, quantiles, levels)).round(1)
+    table.insert(table.columns.get_loc("verdict") + 1, "percentile", percentile)  # pyright: ignore[reportArgumentType]
+    return Scored(table, bound, words)
 
 
-def image_scores(trained: Trained, files: Sequence[Path]) -> tuple[dict[str, Any], np.ndarray]:
-    """Names and scores `[N]` of images."""
-    data = trained.values["data"]
+def rule_of(threshold: str | None) -> tuple[str | None, float]:
+    """Name and share of a threshold's rule as it is typed; a rule that cannot be is a SettingError."""
+    if threshold is None:
+        return None, 0.0
+    name, _, value = threshold.partition("=")
+    if name == "max_train" and not value:
+        return name, 1.0
+    try:
+        share = float(value)
+    except ValueError:
+        share = -1.0
+    if name in ("quantile", "contamination") and 0 <= share <= 1:
+        return name, share
+    raise SettingError(f"--threshold {threshold}: allowed are {RULES}, where SHARE is from 0 to 1")
+
+
+def training_quantiles(run: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Levels, from 0 to 1, and the quantiles of training scores there, as `run.json` has them."""
+    kept = run["training_scores"]
+    quantiles = np.asarray(kept["quantiles"])
+    return np.asarray(kept.get("levels", np.linspace(0, 1, len(quantiles)))), quantiles
+
+
+def images(trained: Trained, files: Sequence[Path]) -> Source:
+    """Images, decoded as for training, a block at a time."""
+    data, shape = trained.values["data"], tuple(trained.run["shape"])
     fit = data.get("fit", "stretch") if data["image_size"] else None
     paths = list_images(files)
-    scores = []
-    for start in range(0, len(paths), BLOCK):
-        x = decode_files(paths[start : start + BLOCK], tuple(trained.run["shape"]), fit)
-        scores.append(scores_of(trained, x, data["mean"], data["std"]))
-    return {"file": [str(path) for path in paths]}, np.concatenate(scores)
+    size = max(1, min(4096, BLOCK // prod(shape)))
+    parts = (paths[start : start + size] for start in range(0, len(paths), size))
+    blocks = ((pd.DataFrame({"file": names_of(part)}), decode_files(part, shape, fit)) for part in parts)
+    return Source(len(paths), " files", blocks)
 
 
-def table_scores(trained: Trained, files: Sequence[Path]) -> tuple[dict[str, Any], np.ndarray]:
-    """Names and scores `[N]` of the rows of tables."""
+def tables(trained: Trained, files: Sequence[Path]) -> Source:
+    """The scaled rows of tables, a table at a time."""
     assert trained.scaler is not None
+    scaler = trained.scaler
     columns = [
         Column(c) if isinstance(c, str) else Column(c[0], tuple(c[1:])) for c in trained.run["columns"]
     ]
-    tables = [trained.scaler(read_rows(path, columns)) for path in files]
-    named = {
-        "file": [str(path) for path, x in zip(files, tables, strict=True) for _ in range(len(x))],
-        "row": [row for x in tables for row in range(len(x))],
-    }
-    return named, np.concatenate([scores_of(trained, x) for x in tables])
+
+    def block(path: Path) -> tuple[pd.DataFrame, Tensor]:
+        x = scaler(read_rows(path, columns))
+        return pd.DataFrame({"file": names_of([path])[0], "row": np.arange(len(x))}), x
+
+    return Source(None, " rows", map(block, list_tables(files)))
 
 
-def scores_of(trained: Trained, x: Tensor, mean: float = 0.5, std: float = 0.5) -> np.ndarray:
-    """Scores `[N]` of images, with which their pixels are scaled, or of scaled rows."""
-    rows = trained.trainer.rows(x, mean, std)
-    trainer = trained.trainer
-    scores = score_rows(
-        trained.detector, rows, precision=trainer.precision, batch_size=256, fold=trainer.fold
-    )
-    return scores.numpy()
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Paths as text that every file can hold: bytes that are no text are spelled out."""
+    return [str(path).encode("utf-8", "backslashreplace").decode() for path in paths]
 
 
-def percentiles(scores: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
-    """The share of training rows below each score, in percent, from 101 quantiles of their scores."""
-    return np.interp(scores, quantiles, np.linspace(0, 100, len(quantiles))).round(1)
+def scored(trained: Trained, source: Source, overlays: Overlays | None) -> pd.DataFrame:
+    """Names, `score` and, with overlays, `map` of all rows."""
+    trainer, data = trained.trainer, trained.values["data"]
+
+    def score(names: pd.DataFrame, x: Tensor) -> pd.DataFrame:
+        rows = trainer.rows(x, data.get("mean", 0.5), data.get("std", 0.5))
+        scores, drawn = [], []
+        for batch in rows.in_order(BATCH):
+            if overlays is None:
+                scores.append(trained.detector.score(batch.x).float().cpu())
+                continue
+            said = trained.detector.explain(batch.x)
+            assert said.map is not None
+            scores.append(said.score.float().cpu())
+            part = slice(len(drawn), len(drawn) + len(batch.x))
+            drawn += overlays.draw(names["file"][part], x[part].numpy(), said.map.float().cpu().numpy())
+        names["score"] = torch.cat(scores).numpy()
+        if wrong := int((~np.isfinite(names["score"])).sum()):
+            raise SettingError(
+                f"{wrong} of {len(names)} scores are not finite, the first of "
+                f"{names['file'][(~np.isfinite(names['score'])).argmax()]}"
+            )
+        return names if overlays is None else names.assign(map=drawn)
+
+    with (
+        scoring(trained.detector, trainer.device, precision=trainer.precision, fold=trainer.fold),
+        tqdm(total=source.total, desc="scoring", unit=source.unit, disable=None, leave=False) as bar,
+    ):
+        parts = []
+        for part in starmap(score, source.blocks):  # which lets go of a block before it takes the next
+            parts.append(part)
+            bar.update(len(part))
+    return pd.concat(parts, ignore_index=True)
+
+
+def overlays_in(folder: Path, trained: Trained) -> Overlays:
+    """Where maps are drawn; a run whose method has none is a SettingError."""
+    trainer, shape = trained.trainer, tuple(trained.run["shape"])
+    x = torch.zeros(1, *shape, dtype=torch.uint8 if trained.scaler is None else torch.float32)
+    with scoring(trained.detector, trainer.device, precision=trainer.precision, fold=trainer.fold):
+        shown = trained.detector.explain(
+            trainer.rows(x, 0.5, 0.5).take(torch.tensor([0], device=trainer.device))
+        )
+    if shown.map is None:
+        what = "rows of numbers have" if len(shape) == 1 else f"model={trained.run['model']} has"
+        raise SettingError(f"--maps {folder}: {what} no anomaly map; leave --maps out")
+    if folder.exists() and not folder.is_dir():
+        raise SettingError(f"--maps {folder}: it is a file; a folder is needed")
+    return Overlays(folder)

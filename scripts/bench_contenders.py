@@ -181,7 +181,7 @@ class Ours:
         from anomaly_bench.score import score_files
 
         call = partial(score_files, Path(run), [Path(folder)], self.bench.settings.device)
-        return len(call()) / self.bench.seconds("files", call)
+        return len(call().table) / self.bench.seconds("files", call)
 
 
 # ------------------------------------------------------------------------------ the official code's passes

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "record": set(),
     "losses": set(),
     "sweep": set(),
+    "overlays": {"record"},
     "rows": {"errors"},
     "metrics": {"errors"},
     "data": {"data", "errors"},

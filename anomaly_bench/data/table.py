@@ -86,6 +86,23 @@ def read_rows(path: Path, columns: Sequence[Column]) -> Tensor:
     return numbers(x, path)
 
 
+def list_tables(paths: Sequence[Path]) -> list[Path]:
+    """Tables as they are given; a folder stands for the tables in it and below, sorted.
+
+    Raises:
+        SettingError: a folder without tables.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("[!.]*") if file.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise SettingError(f"{path}: no tables there ({' '.join(SUFFIXES)})")
+        found += inside
+    return found
+
+
 def read(path: Path) -> pd.DataFrame | dict[str, np.ndarray]:
     """A frame for files of columns, arrays by name for files of arrays. Nothing is unpickled."""
     if path.suffix.lower() not in SUFFIXES:

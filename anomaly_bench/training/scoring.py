@@ -76,6 +76,27 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
+@contextmanager
+def scoring(
+    detector: Detector,
+    device: torch.device,
+    *,
+    precision: str,
+    batch_statistics: bool = False,
+    fold: bool = True,
+) -> Iterator[None]:
+    """Inside, the detector scores as runs have it.
+
+    `fold` lets convolutions do the work of the batch norm after them, where running statistics are used.
+    """
+    with (
+        evaluation(detector, device, batch_statistics),
+        folded(detector) if fold and detector.foldable and not batch_statistics else nullcontext(),
+        autocast(device, precision),
+    ):
+        yield
+
+
 def score_rows(
     detector: Detector,
     rows: Rows,
@@ -87,13 +108,11 @@ def score_rows(
 ) -> Tensor:
     """Anomaly score of every row in order, float32 `[N]` on the CPU, with a progress bar on a terminal.
 
-    `fold` lets convolutions do the work of the batch norm after them, where running statistics are used.
+    `batch_statistics` and `fold` as in `scoring`.
     """
     scores = []
     with (
-        evaluation(detector, rows.device, batch_statistics),
-        folded(detector) if fold and detector.foldable and not batch_statistics else nullcontext(),
-        autocast(rows.device, precision),
+        scoring(detector, rows.device, precision=precision, batch_statistics=batch_statistics, fold=fold),
         tqdm(total=len(rows), desc="scoring", unit=" rows", disable=None, leave=False) as bar,
     ):
         for batch in rows.in_order(batch_size):

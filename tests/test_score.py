@@ -1,0 +1,296 @@
+import json
+import shutil
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from finished import digit_files, finished, people
+from PIL import Image
+
+from anomaly_bench import score
+from anomaly_bench.cli import answer
+from anomaly_bench.errors import SettingError
+from anomaly_bench.score import Scored, rule_of, score_files
+
+IMAGES = {"data": "folder", "protocol": "folder", "data__image_size": "16"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("score")
+
+
+@pytest.fixture(scope="module")
+def bags(place: Path) -> Path:
+    return digit_files(place / "bags")
+
+
+@pytest.fixture(scope="module")
+def image_run(place: Path, bags: Path) -> Path:
+    """A small autoencoder, which has maps."""
+    return finished(
+        place / "runs", model="ae", **IMAGES, data__root=str(bags), model__width="4", model__epochs="2"
+    )
+
+
+@pytest.fixture(scope="module")
+def mapless_run(place: Path, bags: Path) -> Path:
+    return finished(place / "runs", model="ocsvm", **IMAGES, data__root=str(bags))
+
+
+@pytest.fixture(scope="module")
+def table_run(place: Path) -> Path:
+    root = str(people(place / "people.csv"))
+    return finished(
+        place / "runs",
+        model="ocsvm",
+        data="table",
+        protocol="tabular_half",
+        data__root=root,
+        data__label="kind",
+    )
+
+
+@pytest.fixture(scope="module")
+def of_images(image_run: Path, bags: Path) -> Scored:
+    return score_files(image_run, [bags / "test"], "cpu")
+
+
+# ------------------------------------------------------------------------------ the run's numbers
+
+
+def test_a_folder_of_images_scores_as_in_the_run(image_run, bags, of_images):
+    kept = pd.read_csv(image_run / "scores.csv")
+    again = of_images.table.set_index("file").loc[[str(bags / file) for file in kept["file"]], "score"]
+    np.testing.assert_allclose(again, kept["score"], rtol=1e-6)
+    assert list(of_images.table) == ["file", "score", "verdict", "percentile"]
+    assert len(of_images.table) == 40
+    assert of_images.threshold == json.loads((image_run / "metrics.json").read_text())["threshold"]
+
+
+def test_single_images_score_as_in_their_folder(image_run, bags, of_images):
+    files = [bags / "test/1.abnormal/03.png", bags / "test/0.normal/11.png"]
+    alone = score_files(image_run, files, "cpu").table.set_index("file")
+    among = of_images.table.set_index("file").loc[alone.index]
+    np.testing.assert_allclose(alone["score"], among["score"], rtol=1e-5)
+    assert alone["percentile"].tolist() == among["percentile"].tolist()
+
+
+def test_tables_score_as_in_the_run_one_by_one_or_in_a_folder(table_run, place):
+    kept = pd.read_csv(table_run / "scores.csv")
+    folder = place / "tables"
+    (folder / "deeper").mkdir(parents=True)
+    shutil.copy(place / "people.csv", folder / "deeper/b.csv")
+    pd.read_csv(place / "people.csv").head(5).to_parquet(folder / "a.parquet")
+    (folder / "notes.txt").write_text("no table")
+    table = score_files(table_run, [place / "people.csv", folder], "cpu").table
+    assert list(table) == ["file", "row", "score", "verdict", "percentile"]
+    assert table["file"].unique().tolist() == [
+        str(place / "people.csv"), str(folder / "a.parquet"), str(folder / "deeper/b.csv")
+    ]  # fmt: skip
+    whole = table["score"].to_numpy()
+    np.testing.assert_allclose(whole[kept["row"]], kept["score"], rtol=1e-5)
+    np.testing.assert_allclose(whole[:120], whole[125:], rtol=1e-6)
+    np.testing.assert_allclose(whole[:5], whole[120:125], rtol=1e-5)
+    with pytest.raises(SettingError, match=r"no tables there \(\.csv"):
+        score_files(table_run, [place / "bags"], "cpu")
+
+
+def test_scores_are_normal_up_to_the_threshold_and_percentiles_rise_with_them(of_images):
+    table = of_images.table.sort_values("score")
+    assert ((table["score"] > of_images.threshold) == (table["verdict"] == "anomalous")).all()
+    assert table["percentile"].is_monotonic_increasing
+    assert table["percentile"].between(0, 100).all()
+    assert table["percentile"].nunique() > 5
+
+
+# ------------------------------------------------------------------------------ thresholds
+
+
+def test_thresholds_by_rule(image_run, bags, of_images):
+    def scored(rule: str) -> Scored:
+        return score_files(image_run, [bags / "test"], "cpu", rule)
+
+    training = score_files(image_run, [bags / "train"], "cpu").table["score"]
+    scores = of_images.table["score"]
+    for share in (0.5, 0.9, 0.99, 0.995):
+        found = scored(f"quantile={share}")
+        assert found.threshold == pytest.approx(np.quantile(training, share), rel=1e-4)
+        assert found.n_anomalous == (scores > found.threshold).sum()
+    highest = scored("max_train")
+    assert highest.threshold == pytest.approx(training.max(), rel=1e-6)
+    assert 0 < highest.n_anomalous < 40
+    rare = scored("contamination=0.1")
+    assert rare.n_anomalous == 4
+    assert set(rare.table["file"][rare.table["verdict"] == "anomalous"]) == set(
+        of_images.table.nlargest(4, "score")["file"]
+    )
+    assert scored("contamination=0").n_anomalous == 0
+    assert rare.table["percentile"].tolist() == of_images.table["percentile"].tolist()
+
+
+def test_runs_that_kept_whole_percents_only_are_read_too(image_run, bags, place):
+    older = Path(shutil.copytree(image_run, place / "older"))
+    facts = json.loads((older / "run.json").read_text())
+    levels, quantiles = (np.array(facts["training_scores"].pop(name)) for name in ("levels", "quantiles"))
+    facts["training_scores"]["quantiles"] = np.interp(np.linspace(0, 1, 101), levels, quantiles).tolist()
+    (older / "run.json").write_text(json.dumps(facts))
+    for rule in ("quantile=0.75", "max_train"):
+        newer, old = (score_files(run, [bags / "test"], "cpu", rule) for run in (image_run, older))
+        assert old.threshold == pytest.approx(newer.threshold, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rule", ["quantile", "quantile=", "quantile=2", "quantile=nan", "contamination=-0.1", "max_train=3", "best", ""]
+)  # fmt: skip
+def test_a_rule_that_cannot_be_is_refused(rule):
+    with pytest.raises(
+        SettingError, match=r"--threshold .*: allowed are quantile=SHARE, contamination=SHARE"
+    ):
+        rule_of(rule)
+
+
+# ------------------------------------------------------------------------------ memory
+
+
+def test_files_are_decoded_block_by_block_and_let_go(image_run, bags, of_images, monkeypatch):
+    monkeypatch.setattr(score, "BLOCK", 16 * 16 * 6 + 5)  # bytes of six images
+    decode, alive, most, sizes = score.decode_files, [], 0, []
+
+    def watched(paths, shape, fit):
+        nonlocal most
+        x = decode(paths, shape, fit)
+        sizes.append(len(paths))
+        alive[:] = [block for block in alive if block() is not None] + [weakref.ref(x)]
+        most = max(most, len(alive))
+        return x
+
+    monkeypatch.setattr(score, "decode_files", watched)
+    in_blocks = score_files(image_run, [bags / "test"], "cpu").table
+    assert sizes == [6] * 6 + [4]
+    assert most == 1
+    pd.testing.assert_frame_equal(in_blocks, of_images.table, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------ maps
+
+
+def test_maps_lie_in_their_folder_each_under_a_name_of_its_own(image_run, bags, place, of_images):
+    for number, folder in enumerate(("a", "b")):
+        (place / "twice" / folder).mkdir(parents=True)
+        shutil.copy(bags / f"test/{number}.{'ab' * number}normal/00.png", place / f"twice/{folder}/x.png")
+    shutil.copy(bags / "test/0.normal/01.png", place / "twice/..png")
+    files = [place / "twice/a/x.png", place / "twice/b/x.png", place / "twice/..png"]
+    table = score_files(image_run, files, "cpu", maps=place / "maps").table
+    assert sorted(path.name for path in (place / "maps").iterdir()) == sorted(table["map"])
+    assert table["map"].nunique() == 3
+    assert not [path for path in place.iterdir() if path.suffix == ".png"]
+    np.testing.assert_allclose(table["score"], score_files(image_run, files, "cpu").table["score"], rtol=1e-5)
+    by_file = dict(zip(table["file"], table["map"], strict=True))
+    with Image.open(place / "maps" / by_file[str(files[0])]) as picture:
+        assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (256, 256))
+
+
+def test_maps_belong_to_their_files_across_blocks(image_run, bags, place, monkeypatch):
+    calls = []
+    monkeypatch.setattr(score, "BLOCK", 16 * 16 * 6)
+    monkeypatch.setattr(score, "BATCH", 4)
+    monkeypatch.setattr(
+        score.Overlays,
+        "draw",
+        lambda self, files, x, maps: calls.append((list(files), x, maps)) or list(files),
+    )
+    table = score_files(image_run, [bags / "test"], "cpu", maps=place / "unused").table
+    assert table["map"].tolist() == table["file"].tolist()
+    for files, x, maps in calls:
+        assert len(files) == len(x) == len(maps) <= 4
+        for file, image in zip(files, x, strict=True):
+            with Image.open(file) as picture:
+                np.testing.assert_array_equal(image[0], np.asarray(picture))
+
+
+@pytest.mark.parametrize("kind", ["mapless_run", "table_run"])
+def test_without_a_map_nothing_is_read_or_scored(kind, request, place, monkeypatch):
+    monkeypatch.setattr(score, "images", pytest.fail)
+    monkeypatch.setattr(score, "tables", pytest.fail)
+    said = (
+        "model=ocsvm has no anomaly map" if kind == "mapless_run" else "rows of numbers have no anomaly map"
+    )
+    with pytest.raises(SettingError, match=f"--maps .*: {said}"):
+        score_files(request.getfixturevalue(kind), [place / "people.csv"], "cpu", maps=place / "none")
+    assert not (place / "none").exists()
+
+
+def test_maps_need_a_folder(image_run, bags):
+    with pytest.raises(SettingError, match="it is a file"):
+        score_files(image_run, [bags], "cpu", maps=bags / "test/0.normal/00.png")
+
+
+# ------------------------------------------------------------------------------ the command line
+
+
+def test_csv_and_json_say_the_same(image_run, bags, place, of_images, capsys):
+    for name in ("new.csv", "new.json"):
+        assert answer(["score", str(image_run), str(bags / "test"), "--output", str(place / name)]) == 0
+        assert (
+            f"{place / name}: 40 files, {of_images.n_anomalous} of them anomalous" in capsys.readouterr().out
+        )
+    pd.testing.assert_frame_equal(
+        pd.read_csv(place / "new.csv"), of_images.table, rtol=1e-5, check_dtype=False
+    )
+    said = json.loads((place / "new.json").read_text())
+    assert {name: said[name] for name in ("run", "threshold", "rule")} == {
+        "run": image_run.name, "threshold": of_images.threshold, "rule": "the run's own"
+    }  # fmt: skip
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(said["rows"])[list(of_images.table)], of_images.table, check_dtype=False
+    )
+    answer(["score", str(image_run), str(bags / "test")])
+    assert capsys.readouterr().out == (place / "new.csv").read_text()
+
+
+def test_the_exit_code_tells_of_anomalies_only_when_asked(image_run, bags, capsys):
+    command = ["score", str(image_run), str(bags / "test")]
+    assert answer([*command, "--threshold", "max_train"]) == 0
+    assert answer([*command, "--threshold", "max_train", "--fail-on-anomaly"]) == 3
+    assert answer([*command, "--threshold", "contamination=0", "--fail-on-anomaly"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--output", "new.xlsx"], "--output new.xlsx: allowed are names that end in .csv or .json"),
+        (["--threshold", "quantile=95"], "--threshold quantile=95: allowed are quantile=SHARE"),
+    ],
+)
+def test_the_impossible_is_refused_in_one_line_before_any_work(arguments, said, bags, capsys, monkeypatch):
+    monkeypatch.setattr(score, "load_run", pytest.fail)
+    assert answer(["score", "runs/x", str(bags), *arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert said in shown.err
+    assert not shown.out
+
+
+def test_scores_that_are_no_numbers_are_refused(image_run, bags, place, monkeypatch):
+    load = score.load_run
+
+    def diverged(*given):
+        trained = load(*given)
+        for parameter in trained.detector.parameters():
+            parameter.data.fill_(float("nan"))
+        return trained
+
+    monkeypatch.setattr(score, "load_run", diverged)
+    with pytest.raises(SettingError, match=r"40 of 40 scores are not finite, the first of .*00\.png"):
+        score_files(image_run, [bags / "test"], "cpu")
+
+
+def test_runs_scored_by_batch_statistics_are_named(image_run, bags, place, caplog):
+    other = Path(shutil.copytree(image_run, place / "by_batch"))
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("batch_norm: eval", "batch_norm: batch"))
+    score_files(other, [bags / "test/0.normal/00.png"], "cpu")
+    assert "evaluation.batch_norm=batch" in caplog.text
