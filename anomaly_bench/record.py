@@ -107,12 +107,11 @@ def sweep_up(folder: Path) -> None:
 def alone(folder: Path) -> Iterator[None]:
     """Have the folder of a run for oneself, after whichever process has it now.
 
-    The lock is the operating system's, on a file in `.locks/` beside the folder: it ends with its process, however
-    that ends, and holds for all machines that share the file system, as far as that passes locks on.
+    The lock is the operating system's, on the empty file `lock`, which stays: it ends with its process, however that
+    ends, and holds for all machines that share the file system, as far as that passes locks on.
     """
-    path = folder.parent / ".locks" / folder.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:

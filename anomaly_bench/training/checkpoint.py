@@ -92,14 +92,13 @@ class Checkpoint:
 
     @classmethod
     def last(cls, path: Path) -> "Checkpoint | None":
-        """The last that can be read: `path`, else the one before it, else None. What cannot be is a warning."""
+        """The last that can be read: `path`, else the one before it, else None. A damaged one is removed."""
         for file in filter(Path.exists, (path, previous_of(path))):
             try:
                 return cls.load(file)
-            except SettingError as error:
-                log.warning(
-                    "%s; it is left out, and what came after the state before it is computed again", error
-                )
+            except SettingError:
+                file.unlink()  # lest it take the place of the one before it
+                log.warning("%s is damaged; the run goes on from what was kept before it", file)
         return None
 
     @property
