@@ -3,10 +3,10 @@
 import argparse
 import contextlib
 import difflib
-import json
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -28,10 +28,19 @@ FOUND = 3
 
 log = logging.getLogger("anomaly_bench")
 
+UNWRITTEN: list[dict[str, Any]] = []
+"""What this process could not note of a sweep's jobs, as on a full disk."""
+
 
 def main() -> None:
     """The console script: one of the subcommands, else a run or a sweep."""
+    signal.signal(signal.SIGTERM, stop)
     sys.exit(answer(sys.argv[1:]))
+
+
+def stop(*_: object) -> None:
+    """End as at Ctrl-C, so that half-written files are removed and workers stopped."""
+    raise KeyboardInterrupt
 
 
 def answer(arguments: list[str]) -> int:
@@ -125,8 +134,7 @@ def task(settings: Any, outcome: dict[str, BaseException]) -> None:
     alone = hydra.mode != RunMode.MULTIRUN
     note: dict[str, Any] = {"overrides": overrides}
     try:
-        folder = one_run(settings, names, overrides)
-        note["folder"] = str(folder)
+        folder = one_run(settings, names, overrides, note)
         if alone:
             print(f"{summary(folder)}\n{folder}")
         else:
@@ -140,11 +148,15 @@ def task(settings: Any, outcome: dict[str, BaseException]) -> None:
     leave_note(settings.runs_dir, hydra.job.num, note)
 
 
-def one_run(settings: Any, names: dict[str, str], overrides: list[str]) -> Path:
-    """Import what computes, and compute."""
+def one_run(settings: Any, names: dict[str, str], overrides: list[str], note: dict[str, Any]) -> Path:
+    """Import what computes, and compute; the run's folder is in the note as soon as it is known."""
+    from anomaly_bench.compose import compose
     from anomaly_bench.run import run
 
-    return run(settings, names, overrides)
+    job = compose(settings, names, overrides)
+    note["folder"] = str(job.folder)
+    run(job)
+    return job.folder
 
 
 def summary(folder: Path) -> str:
@@ -165,12 +177,34 @@ def notes_of_sweep(runs_dir: str) -> Path:
 
 
 def leave_note(runs_dir: str, number: int, note: dict[str, Any]) -> None:
-    """Say how job `number` of this sweep ended: its `overrides`, and its `folder` or the `error`."""
+    """Say how job `number` of this sweep ended: its `overrides`, its `folder` if known, the `error` if there was one.
+
+    A failed job without a folder, or killed in its own, has `error.json` in a folder for that, until it is well.
+    """
     from anomaly_bench.record import write_json
 
-    if "error" in note:
-        log.error("failed: %s: %s", " ".join(note["overrides"]), note["error"])
-    write_json(notes_of_sweep(runs_dir) / f"{number}.json", note)
+    substitute = folder_without_run(runs_dir, note["overrides"])
+    try:
+        if "error" in note:
+            log.error("failed: %s: %s", " ".join(note["overrides"]), note["error"])
+            folder = Path(note.get("folder", substitute))
+            if not (folder / "error.json").exists():
+                write_json(folder / "error.json", {key: note[key] for key in ("error", "overrides")})
+        elif substitute.exists():
+            (substitute / "error.json").unlink(missing_ok=True)
+            substitute.rmdir()
+        write_json(notes_of_sweep(runs_dir) / f"{number}.json", note)
+    except OSError as error:
+        log.error("no note of that could be written: %s", error)
+        UNWRITTEN.append(note)
+
+
+def folder_without_run(runs_dir: str, overrides: Sequence[str]) -> Path:
+    """Where the failure of a job is recorded that has no run's folder; the same job has the same."""
+    from anomaly_bench.record import settings_hash
+
+    told = sorted(text for text in overrides if text.split(".")[0] != "hydra")
+    return Path(runs_dir) / f"failed-{settings_hash({'overrides': told})}"
 
 
 class SweepTable:
@@ -178,12 +212,13 @@ class SweepTable:
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
         """Print the table of this sweep's runs, and those that failed."""
-        from anomaly_bench.record import read_records
+        from anomaly_bench.record import read_json, read_records
         from anomaly_bench.report.tables import text_of
 
-        notes = [json.loads(path.read_text()) for path in notes_of_sweep(config.runs_dir).glob("*.json")]
+        written = [read_json(path) for path in notes_of_sweep(config.runs_dir).glob("*.json")]
+        notes = [note for note in written if note] + UNWRITTEN
         records = [found for note in notes if "folder" in note for found in read_records(note["folder"])]
-        if records:
+        if any(record.status == "finished" for record in records):
             print(text_of(records, config.hydra.runtime.choices.get("experiment")))
         failed = [note for note in notes if "error" in note]
         for note in failed:

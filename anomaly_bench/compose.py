@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file
 from torch import Tensor
 
 from anomaly_bench import record
@@ -24,6 +23,7 @@ from anomaly_bench.protocols import Split
 from anomaly_bench.rows import Rows
 from anomaly_bench.schema import on_data as on_data  # configs of methods use it
 from anomaly_bench.sweep import SHARED
+from anomaly_bench.training.checkpoint import load_tensors
 from anomaly_bench.training.trainer import Trainer
 
 NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "point", "data", "trainer")
@@ -236,7 +236,7 @@ def load_run(folder: Path, device: str = "auto") -> Trained:
     values = plain(settings)
     trainer = Trainer(**values["trainer"] | {"device": device, "precision": kept["precision"]})
     detector = build(settings.model, tuple(kept["shape"]))
-    detector.load_state_dict(load_file(folder / "model.safetensors"))
+    detector.load_state_dict(load_tensors(folder / "model.safetensors")[0])
     scaler = folder / SCALER
-    scaling = Scaler(**load_file(scaler)) if scaler.exists() else None
+    scaling = Scaler(**load_tensors(scaler)[0]) if scaler.exists() else None
     return Trained(trainer.place(detector).eval(), trainer, scaling, values, kept, figures)

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 log = logging.getLogger("anomaly_bench")
 
@@ -33,10 +34,10 @@ class Record:
 
     Attributes:
         folder: the run's.
-        status: `finished` where `metrics.json` can be read, else `failed` where `failed.json` can.
+        status: `finished` where `metrics.json` can be read, else `failed` where `error.json` can.
         run: `run.json`; empty where the run failed before it was written.
         metrics: `metrics.json`; empty unless finished.
-        failure: `failed.json`; empty unless failed.
+        failure: `error.json`; empty unless failed.
     """
 
     folder: Path
@@ -56,12 +57,12 @@ def read_records(runs_dir: Path | str) -> list[Record]:
 
     A JSON file that cannot be read counts as absent and is named in a warning.
     """
-    found = {path.parent for name in ("run.json", "failed.json") for path in Path(runs_dir).rglob(name)}
+    found = {path.parent for name in ("run.json", "error.json") for path in Path(runs_dir).rglob(name)}
     return [_read_record(folder) for folder in sorted(found)]
 
 
 def _read_record(folder: Path) -> Record:
-    run, metrics, failure = (read_json(folder / f"{name}.json") for name in ("run", "metrics", "failed"))
+    run, metrics, failure = (read_json(folder / f"{name}.json") for name in ("run", "metrics", "error"))
     if metrics:
         return Record(folder, "finished", run, metrics, {})
     return Record(folder, "failed" if failure else "unfinished", run, {}, failure)
@@ -89,9 +90,37 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         yield temporary
+        with temporary.open("r+b") as written:
+            os.fsync(written.fileno())  # else a loss of power may leave the new name and no content
         os.replace(temporary, path)  # noqa: PTH105 - the same call, under the name that says atomic
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep_up(folder: Path) -> None:
+    """Remove the temporary files that a killed process has left in the folder of a run."""
+    for left in folder.rglob(".*.tmp"):
+        left.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Have the folder of a run for oneself, after whichever process has it now.
+
+    The lock is the operating system's, on the empty file `lock`, which stays: it ends with its process, however that
+    ends, and holds for all machines that share the file system, as far as that passes locks on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("another process computes this run; waiting for it: %s", folder)
+        lock.acquire(poll_interval=0.2)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

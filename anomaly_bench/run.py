@@ -11,17 +11,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file
+from omegaconf import OmegaConf
 
 from anomaly_bench import metrics, record
-from anomaly_bench.compose import SCALER, Job, compose
+from anomaly_bench.compose import SCALER, Job
 from anomaly_bench.data.dataset import row_hashes
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
 from anomaly_bench.report.pictures import Shown, draw_run
 from anomaly_bench.rows import Rows
-from anomaly_bench.training.checkpoint import Checkpoint, Epoch, kept_fact, save_tensors, save_weights
+from anomaly_bench.training.checkpoint import (
+    Checkpoint,
+    Epoch,
+    kept_fact,
+    load_tensors,
+    previous_of,
+    save_tensors,
+    save_weights,
+)
 from anomaly_bench.training.control import untrained
 from anomaly_bench.training.scoring import explain_rows, score_rows
 from anomaly_bench.training.trainer import Learned
@@ -37,43 +44,70 @@ LEVELS = np.r_[np.arange(100) / 100, np.arange(991, 1001) / 1000]
 
 HINDSIGHT = "best F1, has seen the test labels"
 
-UNFINISHED_ONLY = ("checkpoint.safetensors", "best.safetensors")
+KEEP, BEST = "checkpoint.safetensors", "best.safetensors"
+UNFINISHED_ONLY = (KEEP, previous_of(Path(KEEP)).name, BEST)
 
 
-def run(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Path:
-    """Compute one run, go on with it, or find it finished; gives back its folder.
-
-    Args:
-        settings: the composed config.
-        names: what was chosen of the groups `model`, `data`, `protocol`, `evaluation` and, if it was, `experiment`.
-        overrides: what the user typed.
+def run(job: Job) -> None:
+    """Compute one run, go on with it, or find it finished; another process that has it is waited for.
 
     Raises:
-        SettingError: for what a user can put right. If the run had begun, its folder holds `failed.json`.
+        SettingError: for what a user can put right. The run's folder then holds `error.json`, as after any error.
     """
-    job = compose(settings, names, overrides)
-    if (job.folder / "metrics.json").exists() and not settings.rerun:
-        log.info("finished already: %s (rerun=true computes it again)", job.folder)
-        join(job)
-        return job.folder
-    begin(job)
-    try:
-        compute(job)
-    except Exception as error:
-        give_up(job, error)
-        raise
-    return job.folder
+    with record.alone(job.folder):
+        record.sweep_up(job.folder)
+        if finished(job) and not job.values["rerun"]:
+            log.info("finished already: %s (rerun=true computes it again)", job.folder)
+            join(job)
+            remove(job, *UNFINISHED_ONLY)
+            return
+        try:
+            begin(job)
+            compute(job)
+        except Exception as error:
+            give_up(job, error)
+            raise
+
+
+def finished(job: Job) -> bool:
+    """Whether the run's records say so, and can be read."""
+    return (
+        "auroc" in record.read_json(job.folder / "metrics.json")
+        and "finished" in record.read_json(job.folder / "run.json")
+        and (job.folder / "model.safetensors").exists()
+    )
 
 
 def begin(job: Job) -> None:
     """Open the run's folder; what failed there before, or is to be computed again, makes way."""
-    stale = ["metrics.json", "failed.json", *(("run.json", *UNFINISHED_ONLY) if job.values["rerun"] else ())]
-    for name in stale:
-        (job.folder / name).unlink(missing_ok=True)
+    remove(
+        job, "metrics.json", "error.json", *(("run.json", *UNFINISHED_ONLY) if job.values["rerun"] else ())
+    )
     record.write_text(job.folder / "config.yaml", OmegaConf.to_yaml(job.settings, resolve=True))
-    if not (job.folder / "run.json").exists():
+    if "settings_hash" not in record.read_json(job.folder / "run.json"):
         record.write_json(job.folder / "run.json", provenance(job))
+    if job.evaluation["epoch"] == "best_test" and best_is_lost(job.folder):
+        log.warning("%s: the weights of the best epoch cannot be read; the run starts anew", job.folder)
+        remove(job, *UNFINISHED_ONLY)
     join(job)
+
+
+def best_is_lost(folder: Path) -> bool:
+    """Whether the epochs kept speak of a best one whose weights are not there any more, or are damaged."""
+    best = -1.0
+    if (folder / BEST).exists():
+        try:
+            best = float(load_tensors(folder / BEST)[1]["auroc"])
+        except (SettingError, KeyError, ValueError):
+            return True
+    kept = Checkpoint.last(folder / KEEP)
+    return kept is not None and any(line.auroc is not None and line.auroc > best for line in kept.history)
+
+
+def remove(job: Job, *names: str) -> None:
+    """Remove files of the run's folder, where they are there."""
+    for name in names:
+        (job.folder / name).unlink(missing_ok=True)
 
 
 def join(job: Job) -> None:
@@ -187,11 +221,10 @@ def learn(job: Job, detector: Detector, train: Rows, evaluate: Callable[[], floa
     """Train the detector, or take over what another evaluation's run has trained; then what is to be scored."""
     if (twin := twin_of(job)) is not None:
         return take_over(job, detector, twin)
-    keep, best = job.folder / "checkpoint.safetensors", job.folder / "best.safetensors"
-    learned = job.trainer.learn(detector, train, seed=job.seed, keep=keep, evaluate=evaluate)
-    if job.evaluation["epoch"] == "best_test" and best.exists():
+    learned = job.trainer.learn(detector, train, seed=job.seed, keep=job.folder / KEEP, evaluate=evaluate)
+    if job.evaluation["epoch"] == "best_test" and (job.folder / BEST).exists():
         keep_last(job, detector)
-        detector.load_state_dict(load_file(best))
+        detector.load_state_dict(load_tensors(job.folder / BEST)[0])
     return learned
 
 
@@ -236,7 +269,7 @@ def control_numbers(job: Job, train: Rows, test: Rows, anomalous: np.ndarray) ->
 
 def evaluator(job: Job, detector: Detector, test: Rows, anomalous: np.ndarray) -> Callable[[], float]:
     """What the trainer calls between epochs: the test AUROC. Where the best epoch is wanted, it keeps its weights."""
-    best = job.folder / "best.safetensors"
+    best = job.folder / BEST
 
     def evaluate() -> float:
         auroc = metrics.auroc(scores_of(job, detector, test), anomalous)
@@ -342,18 +375,17 @@ def finish(job: Job, learned: Learned, training_scores: np.ndarray, numbers: dic
     }
     record.write_json(job.folder / "run.json", kept)
     record.write_json(job.folder / "metrics.json", numbers)
-    for name in UNFINISHED_ONLY:
-        (job.folder / name).unlink(missing_ok=True)
+    remove(job, *UNFINISHED_ONLY)
 
 
 def give_up(job: Job, error: Exception) -> None:
     """Record a failed run, with the epochs it had."""
     said = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}"
-    record.write_json(job.folder / "failed.json", {"error": said, "when": now(), "overrides": job.overrides})
-    keep = job.folder / "checkpoint.safetensors"
-    if keep.exists():
-        with contextlib.suppress(SettingError):
-            record.write_csv(job.folder / "losses.csv", losses_frame(Checkpoint.load(keep).history))
+    failure = {"error": said, "when": now(), "overrides": job.overrides}
+    with contextlib.suppress(OSError):  # what went wrong may be the disk
+        record.write_json(job.folder / "error.json", failure)
+        if (kept := Checkpoint.last(job.folder / KEEP)) is not None:
+            record.write_csv(job.folder / "losses.csv", losses_frame(kept.history))
 
 
 def now() -> str:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors.torch import load_file
 
 from anomaly_bench import record
 from anomaly_bench.compose import Job
 from anomaly_bench.detector import Detector
-from anomaly_bench.training.checkpoint import Epoch, save_weights
+from anomaly_bench.errors import SettingError
+from anomaly_bench.training.checkpoint import Epoch, load_tensors, save_weights
 from anomaly_bench.training.trainer import Learned
 
 log = logging.getLogger("anomaly_bench")
@@ -37,16 +37,31 @@ def twin_of(job: Job) -> Path | None:
     alike = f"{job.folder.name.removesuffix(job.settings_hash)}*"
     for folder in sorted(job.folder.parent.glob(alike)):
         kept = record.read_json(folder / "run.json")
-        finished = folder != job.folder and (folder / "metrics.json").exists()
-        if finished and all(kept.get(key) == mine[key] for key in SAME):
+        finished = folder != job.folder and record.read_json(folder / "metrics.json")
+        if finished and all(kept.get(key) == mine[key] for key in SAME) and is_whole(weights_of(folder)):
             return folder
     return None
 
 
+def weights_of(twin: Path) -> Path:
+    """The file of the weights after the twin's last epoch."""
+    last = twin / LAST
+    return last if last.exists() else twin / "model.safetensors"
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of weights can be read; a warning where not."""
+    try:
+        load_tensors(path)
+    except SettingError as error:
+        log.warning("%s; what is in it is learned again", error)
+        return False
+    return True
+
+
 def take_over(job: Job, detector: Detector, twin: Path) -> Learned:
     """Give the detector what the twin's had learned after its last epoch, and tell how that went."""
-    last = twin / LAST
-    detector.load_state_dict(load_file(last if last.exists() else twin / "model.safetensors"))
+    detector.load_state_dict(load_tensors(weights_of(twin))[0])
     detector.eval()
     kept = record.read_json(twin / "run.json")
     record.write_json(

@@ -76,7 +76,7 @@ def run(config: dict[str, Any]) -> str | None:
     from hydra.types import HydraContext
     from omegaconf import OmegaConf
 
-    from anomaly_bench.cli import reason, task
+    from anomaly_bench.cli import UNWRITTEN, reason, task
 
     version.setbase("1.3")
     setup_globals()
@@ -95,7 +95,7 @@ def run(config: dict[str, Any]) -> str | None:
         _ = done.return_value  # raises what was raised
     except Exception as error:
         return reason(error, config["hydra"]["overrides"]["task"])
-    return None
+    return UNWRITTEN.pop().get("error", "no note of its end could be written") if UNWRITTEN else None
 
 
 ANSWERS = {"device": device, "load": load, "run": run}

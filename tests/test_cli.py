@@ -216,7 +216,7 @@ def test_a_diverging_run_is_recorded_as_failed_with_what_to_try(bench):
     assert "step" in err
     assert "loss '" in err
     assert "model.lr" in err
-    (failed,) = Path("runs").glob("*/failed.json")
+    (failed,) = Path("runs").glob("*/error.json")
     assert "loss '" in read(failed)["error"]
     assert not (failed.parent / "metrics.json").exists()
 

@@ -110,11 +110,11 @@ def run_folder(runs: Path, name: str, **files: object) -> Path:
 
 
 def test_records_tell_finished_failed_and_unfinished(tmp_path):
-    run_folder(tmp_path, "a", run={"seed": 0}, metrics={"auroc": 0.5}, failed={"error": "earlier"})
-    run_folder(tmp_path, "b", run={"seed": 1}, failed={"error": "diverged"})
+    run_folder(tmp_path, "a", run={"seed": 0}, metrics={"auroc": 0.5}, error={"error": "earlier"})
+    run_folder(tmp_path, "b", run={"seed": 1}, error={"error": "diverged"})
     run_folder(tmp_path, "c", run={"seed": 2})
     run_folder(tmp_path, "sweep/deep/d", run={"seed": 3}, metrics={"auroc": 0.7})
-    run_folder(tmp_path, "e", failed={"error": "no data"})
+    run_folder(tmp_path, "e", error={"error": "no data"})
     run_folder(tmp_path, "not-a-run", other={})
     records = record.read_records(tmp_path)
     assert [(r.folder.name, r.status) for r in records] == [

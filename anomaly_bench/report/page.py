@@ -33,7 +33,7 @@ NUMBERS = {
     "scoring, ms": ("score_ms_per_image", ".3f"),
 }
 """Number columns of the table of runs, in `metrics.json`, and how they are written."""
-FILES = ("config.yaml", "run.json", "metrics.json", "failed.json", "scores.csv", "losses.csv")
+FILES = ("config.yaml", "run.json", "metrics.json", "error.json", "scores.csv", "losses.csv")
 
 
 def write_page(
@@ -193,7 +193,7 @@ def _number(value: Any, form: str) -> str:
 
 
 def _facts(record: Record) -> dict[str, str]:
-    """What `run.json`, `metrics.json` and `failed.json` say, each fact as a line of text."""
+    """What `run.json`, `metrics.json` and `error.json` say, each fact as a line of text."""
     run = {name: value for name, value in record.run.items() if name != "training_scores"}
     return dict(_flat(run | {"metrics": record.metrics, "failed": record.failure}))
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import pandas as pd
@@ -102,7 +102,8 @@ def _table(data: str, protocol: str, records: Sequence[Record]) -> Table:
     """Rows of one data set and protocol: each method, its untrained control, and its best epoch."""
     lines = results(records)
     cells = tidy(lines)
-    columns = sorted({(cell["order"], cell["class"]) for cell in cells})
+    due = (line for line in lines if line["swept"] and cells)  # a class of which no run is finished is a hole
+    columns = sorted({(one["order"], one["class"]) for one in chain(cells, due)})
     shown = ROW if any(cell["settings"] for cell in cells) else ROW[:2]
     n_classes = max(len(record.run.get("data_classes") or []) for record in records)
     rows = []

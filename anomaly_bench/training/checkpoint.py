@@ -1,7 +1,10 @@
-"""What is kept of an unfinished run: one safetensors file, renamed into place, that holds no code."""
+"""What is kept of an unfinished run: safetensors files, renamed into place, that hold no code and know their sum."""
 
 import json
-from collections.abc import Sequence
+import logging
+import os
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +16,11 @@ from torch.optim import Optimizer
 
 from anomaly_bench.errors import SettingError
 from anomaly_bench.record import replacing
+
+log = logging.getLogger("anomaly_bench")
+
+SUM = "crc32"
+"""Under which a file's metadata hold the check sum of its tensors and of the other metadata."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Checkpoint:
     groups: list[list[dict]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        """Write to a temporary file, then rename."""
+        """Write to a temporary file, then rename; what was there is kept as the `previous` one."""
         facts = {
             "stage": self.stage,
             "epoch": self.epoch,
@@ -67,21 +75,31 @@ class Checkpoint:
             "history": [vars(line) for line in self.history],
             "groups": self.groups,
         }
-        save_tensors(path, self.tensors, {"checkpoint": json.dumps(facts)})
+        save_tensors(path, self.tensors, {"checkpoint": json.dumps(facts)}, previous_of(path))
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
         """Read it back, onto the CPU; a file that is none is a SettingError."""
         try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {})["checkpoint"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, ValueError) as error:
+            tensors, metadata = load_tensors(path)
+            facts = json.loads(metadata["checkpoint"])
+            facts["history"] = [Epoch(**line) for line in facts["history"]]
+            return cls(tensors=tensors, **facts)
+        except (KeyError, ValueError, TypeError) as error:
             raise SettingError(
                 f"{path}: not a checkpoint ({error}); rerun=true starts the run anew"
             ) from error
-        facts["history"] = [Epoch(**line) for line in facts["history"]]
-        return cls(tensors=tensors, **facts)
+
+    @classmethod
+    def last(cls, path: Path) -> "Checkpoint | None":
+        """The last that can be read: `path`, else the one before it, else None. A damaged one is removed."""
+        for file in filter(Path.exists, (path, previous_of(path))):
+            try:
+                return cls.load(file)
+            except SettingError:
+                file.unlink()  # lest it take the place of the one before it
+                log.warning("%s is damaged; the run goes on from what was kept before it", file)
+        return None
 
     @property
     def model(self) -> dict[str, Tensor]:
@@ -155,8 +173,44 @@ def kept_fact(path: Path, name: str) -> float | None:
         return float(file.metadata()[name])
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file to a temporary name, then rename."""
+def save_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], previous: Path | None = None
+) -> None:
+    """Write a safetensors file to a temporary name, then rename; what was there may be kept as `previous`."""
     plain = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}
     with replacing(path) as temporary:
-        temporary.write_bytes(save(plain, metadata))
+        temporary.write_bytes(save(plain, metadata | {SUM: check_sum(plain, metadata)}))
+        if previous is not None and path.exists():
+            os.replace(path, previous)  # noqa: PTH105 - as in `replacing`
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, onto the CPU, and metadata of a safetensors file.
+
+    Raises:
+        SettingError: it is none, or not what was written.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise SettingError(f"{path}: not a safetensors file, or damaged ({error})") from error
+    written = metadata.pop(SUM, None)  # files of older versions have none
+    if written is not None and written != check_sum(tensors, metadata):
+        raise SettingError(f"{path}: damaged (its check sum is not {written})")
+    return tensors, metadata
+
+
+def check_sum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Eight hexadecimal digits of contiguous tensors on the CPU, their names and kinds, and the metadata."""
+    kinds = [(name, str(tensors[name].dtype), tuple(tensors[name].shape)) for name in sorted(tensors)]
+    digits = zlib.crc32(repr((sorted(metadata.items()), kinds)).encode())
+    for name, *_ in kinds:
+        digits = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), digits)
+    return f"{digits:08x}"
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint before the last is kept."""
+    return path.with_name(f"previous-{path.name}")

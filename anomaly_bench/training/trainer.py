@@ -128,7 +128,7 @@ class Trainer:
             raise SettingError("protocol: it leaves no rows to train on")
         torch.manual_seed(seed)
         order = torch.Generator().manual_seed(seed)
-        kept = Checkpoint.load(keep) if keep is not None and keep.exists() else None
+        kept = Checkpoint.last(keep) if keep is not None else None
         if kept:
             detector.load_state_dict(kept.model)
         history = list(kept.history) if kept else []

@@ -154,7 +154,7 @@ def test_a_run_tells_what_it_does_not_share(tmp_path):
 
 
 def test_runs_without_a_word_have_a_page_too(tmp_path):
-    write_json(tmp_path / "lost" / "failed.json", {"error": ["x"]})
+    write_json(tmp_path / "lost" / "error.json", {"error": ["x"]})
     write_json(tmp_path / "odd" / "run.json", {"model": 3, "seed": {"a": [{}]}})
     assert "lost: [&#39;x&#39;]" in written(tmp_path, read_records(tmp_path))
 

@@ -302,7 +302,7 @@ def kept(runs: Path, *records: Record) -> None:
         if record.status == "finished":
             write_json(folder / "metrics.json", record.metrics)
         if record.status == "failed":
-            write_json(folder / "failed.json", record.failure)
+            write_json(folder / "error.json", record.failure)
 
 
 def test_a_report_is_written_from_the_folders_alone(tmp_path):
@@ -312,7 +312,7 @@ def test_a_report_is_written_from_the_folders_alone(tmp_path):
         made_up("dog", 0, 0.8),
         made_up("owl", status="failed", failure={"error": "x"}),
     )
-    write_json(tmp_path / "lost" / "failed.json", {"error": "no such folder"})
+    write_json(tmp_path / "lost" / "error.json", {"error": "no such folder"})
     text = write_report(tmp_path)
     again = write_report(tmp_path)
     report = tmp_path / "report"

@@ -11,9 +11,12 @@ from anomaly_bench.training.checkpoint import (
     Checkpoint,
     Epoch,
     kept_fact,
+    load_tensors,
     optimizer_tensors,
+    previous_of,
     random_state,
     restore_random_state,
+    save_tensors,
     save_weights,
 )
 from anomaly_bench.training.trainer import Trainer
@@ -171,7 +174,8 @@ def test_each_epoch_replaces_the_file_of_the_last(tmp_path: Path) -> None:
     assert epochs == [0, 1, 2]
     assert (kept.epoch, kept.over, len(kept.history)) == (3, True, 3)
     assert all(torch.equal(kept.model[name], x) for name, x in detector.state_dict().items())
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert Checkpoint.load(previous_of(path)).epoch == 2
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, previous_of(path).name}
 
 
 def test_a_broken_file_is_refused_not_misread(tmp_path: Path) -> None:
@@ -188,3 +192,69 @@ def test_a_broken_file_is_refused_with_what_to_do(tmp_path, content) -> None:
     path.write_bytes(content)
     with pytest.raises(SettingError, match="rerun=true"):
         Checkpoint.load(path)
+
+
+def damaged(path: Path, how: str) -> None:
+    """A file as a bad disk may leave it."""
+    content = path.read_bytes()
+    changed = {
+        "empty": b"",
+        "cut": content[: len(content) // 2],
+        "without its last byte": content[:-1],
+        "a block of zeros": content[:-200] + bytes(200),
+        "one bit": content[:-9] + bytes([content[-9] ^ 4]) + content[-8:],
+        "one number of its history": content.replace(b"0.1,", b"0.2,").replace(b"0.1}", b"0.2}"),
+        "another kind of file": b"\x80\x04]\x94.",
+    }[how]
+    assert changed != content
+    path.write_bytes(changed)
+
+
+DAMAGES = [
+    "empty",
+    "cut",
+    "without its last byte",
+    "a block of zeros",
+    "one bit",
+    "one number of its history",
+]
+
+
+@pytest.mark.parametrize("how", [*DAMAGES, "another kind of file"])
+def test_the_last_that_is_whole_is_gone_on_from(tmp_path: Path, how: str, caplog) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    assert Checkpoint.last(path) is None
+    for epoch in (1, 2):
+        Checkpoint(0, epoch, False, HISTORY, {"model.a": torch.randn(100)}).save(path)
+    last = Checkpoint.last(path)
+    assert last is not None
+    assert (last.epoch, caplog.text) == (2, "")
+    damaged(path, how)
+    last = Checkpoint.last(path)
+    assert last is not None
+    assert last.epoch == 1
+    assert str(path) in caplog.text
+    damaged(previous_of(path), how)
+    assert Checkpoint.last(path) is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", DAMAGES[:-1])
+def test_weights_that_are_not_what_was_written_are_refused(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "model.safetensors"
+    save_weights(path, nn.Linear(30, 20))
+    assert load_tensors(path)[0].keys() == {"weight", "bias"}
+    damaged(path, how)
+    with pytest.raises(SettingError, match=r"model\.safetensors: .*damaged"):
+        load_tensors(path)
+
+
+def test_weights_of_every_kind_have_a_sum(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    kinds = (torch.float32, torch.bfloat16, torch.float64, torch.bool, torch.int64, torch.uint8)
+    tensors = {f"{kind}": torch.ones(3).to(kind) for kind in kinds}
+    tensors |= {"none": torch.empty(0, 4), "one": torch.tensor(1.0), "turned": torch.eye(3)[:2].T}
+    save_tensors(path, tensors, {"fact": "1"})
+    back, facts = load_tensors(path)
+    assert facts == {"fact": "1"}
+    assert all(torch.equal(back[name], x) for name, x in tensors.items())
