@@ -53,7 +53,7 @@ class Scored:
     @property
     def n_anomalous(self) -> int:
         """How many are called anomalous."""
-        return int((self.table["verdict"] == "anomalous").sum())
+        return self.table["verdict"].tolist().count("anomalous")
 
 
 class Source(NamedTuple):
@@ -105,10 +105,10 @@ def score_files(
         words = f"{100 * share:.4g} % of these rows"
     else:
         bound, words = trained.metrics["threshold"], "the run's own"
-    verdict = np.where(scores > bound, "anomalous", "normal")
-    table.insert(table.columns.get_loc("score") + 1, "verdict", verdict)  # pyright: ignore[reportArgumentType]
+    place = list(table.columns).index("score") + 1
     percentile = (100 * np.interp(scores, quantiles, levels)).round(1)
-    table.insert(table.columns.get_loc("verdict") + 1, "percentile", percentile)  # pyright: ignore[reportArgumentType]
+    table.insert(place, "verdict", np.where(scores > bound, "anomalous", "normal"))
+    table.insert(place + 1, "percentile", percentile)
     return Scored(table, bound, words)
 
 

@@ -207,7 +207,7 @@ def check_sum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
     kinds = [(name, str(tensors[name].dtype), tuple(tensors[name].shape)) for name in sorted(tensors)]
     digits = zlib.crc32(repr((sorted(metadata.items()), kinds)).encode())
     for name, *_ in kinds:
-        digits = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), digits)
+        digits = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes(), digits)
     return f"{digits:08x}"
 
 
