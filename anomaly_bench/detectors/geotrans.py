@@ -44,6 +44,9 @@ from anomaly_bench.networks.wide_resnet import WideResNet
 AT_ONCE = 1024
 """Transformed images that are scored at once."""
 
+EULER = 0.5772156649015329
+"""-psi(1)."""
+
 
 class GeoTrans(Detector):
     """GeoTrans on square images `[N, C, S, S]` in [-1, 1].
@@ -140,8 +143,7 @@ def dirichlet(mean: Tensor, mean_log: Tensor) -> Tensor:
     distributions are as narrow as the iterations make them.
     """
     spread = (mean * (mean.log() - mean_log)).sum(1, keepdim=True).clamp_min(1e-9)
-    euler = -torch.special.digamma(torch.ones_like(spread))
-    alpha = mean * (mean.shape[1] - 1) * euler / spread
+    alpha = mean * (mean.shape[1] - 1) * EULER / spread
     moving = torch.ones_like(spread, dtype=torch.bool)
     for _ in range(1000):
         better = inverse_digamma(torch.special.digamma(alpha.sum(1, keepdim=True)) + mean_log)
@@ -155,8 +157,7 @@ def dirichlet(mean: Tensor, mean_log: Tensor) -> Tensor:
 
 def inverse_digamma(y: Tensor) -> Tensor:
     """psi^-1 of any numbers, by five steps of Newton from Minka's first guess."""
-    euler = -torch.special.digamma(torch.ones_like(y))
-    x = torch.where(y >= -2.22, y.exp() + 0.5, -1 / (y + euler))
+    x = torch.where(y >= -2.22, y.exp() + 0.5, -1 / (y + EULER))
     for _ in range(5):
         x = x - (torch.special.digamma(x) - y) / torch.special.polygamma(1, x)
     return x

@@ -34,12 +34,17 @@ class Block(nn.Module):
             nn.ReLU(inplace=True),
             conv(outputs, outputs, 3),
         )
-        self.shortcut = None if inputs == outputs else conv(inputs, outputs, 1, stride)
+        self.shortcut = None if inputs == outputs else conv(inputs, outputs, 1)
+        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature maps."""
         active = self.activate(x)
-        return self.path(active) + (x if self.shortcut is None else self.shortcut(active))
+        if self.shortcut is None:
+            return self.path(active) + x
+        # Pixels are left out before the 1 x 1 convolution: with a stride of its own and few channels last in memory,
+        # its gradient in oneDNN (torch 2.15, CPU) writes beyond its memory.
+        return self.path(active) + self.shortcut(active[:, :, :: self.stride, :: self.stride])
 
 
 class WideResNet(nn.Module):
