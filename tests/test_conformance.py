@@ -55,7 +55,7 @@ OWN: dict[str, dict[str, object]] = {
         "epochs": 8,
     },  # more only costs time
     "e3outlier": {  # its own score is the same for an image and one turned by 90 degrees, as their views are the same
-        **{"operations": "ra", "shift": 0, "score_by": "pl"},
+        **{"operations": "ra", "shift": 0, "score_by": "pl", "optimizer": "sgd"},
         **{"widen_factor": 1, "batch_size": 30, "lr": 0.03, "epochs": 16},
     },
     "dcn": {"hidden": [32], "k": 3, "pretrain_epochs": 10, "pretrain_lr": 2e-3},

@@ -21,8 +21,8 @@ What is the code's, where the paper does not say:
 - `epochs` are passes over the images, rounded up to whole rounds of all operations: 250 is what the code's
   ceil(250 / 111) = 3 passes over 111 times as many images come to. An image gets its operations in an order of its
   own, one in each pass, so that each is learned once a round, where the code shuffles all pairs.
-- `optimizer`: SGD with momentum 0.9 for MNIST and Fashion-MNIST, Adam for the others; `auto` takes SGD for images of
-  one channel. Learning rate and weight decay are those of both.
+- `optimizer`: SGD with momentum 0.9 for MNIST and Fashion-MNIST, Adam for the others; learning rate and weight decay
+  are the same.
 - A corner that a rotation leaves empty is 0, mid-grey: of a digit on black, its corners show the angle.
 - 0 log 0 is not a number there; here it is 0.
 - The code puts digits and clothes of 28 pixels in the middle of black images of 32; here data are resized.
@@ -57,7 +57,7 @@ class E3Outlier(Detector):
         shift: pixels that images are shifted by; null for a quarter of the side, 0 for no shifts.
         depth, widen_factor, width: of the wide residual network; its first convolution has `width` filters.
         score_by: `ne`, `mp` or `pl`.
-        optimizer: `adam`, `sgd` or `auto`.
+        optimizer: `adam` or `sgd`.
         lr, weight_decay: of either.
         eps: of Adam.
         momentum: of SGD.
@@ -80,7 +80,7 @@ class E3Outlier(Detector):
         widen_factor: int = 4,
         width: int = 16,
         score_by: str = "ne",
-        optimizer: str = "auto",
+        optimizer: str = "adam",
         lr: float = 1e-3,
         eps: float = 1e-7,
         momentum: float = 0.9,
@@ -91,20 +91,20 @@ class E3Outlier(Detector):
         super().__init__()
         if score_by not in ("ne", "mp", "pl"):
             raise SettingError(f"model.score_by={score_by}: allowed are ne, mp, pl")
-        if optimizer not in ("auto", "adam", "sgd"):
-            raise SettingError(f"model.optimizer={optimizer}: allowed are auto, adam, sgd")
+        if optimizer not in ("adam", "sgd"):
+            raise SettingError(f"model.optimizer={optimizer}: allowed are adam, sgd")
         self.transform = Transformations(shape, operations, shift)
         self.kinds = len(self.transform)
         self.net = WideResNet(shape, self.kinds, depth, widen_factor, width)
         self.learned("order", "turn")
         self.score_by = score_by
-        self.sgd = optimizer == "sgd" or (optimizer == "auto" and shape[0] == 1)
+        self.optimizer = optimizer
         self.lr, self.eps, self.momentum, self.weight_decay = lr, eps, momentum, weight_decay
         self.batch_size, self.epochs = batch_size, epochs
 
     def stages(self, train: Rows) -> Iterator[Stage]:
         """One stage of classification."""
-        if self.sgd:
+        if self.optimizer == "sgd":
             weights = self.net.parameters()
             optimizer = SGD(weights, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         else:

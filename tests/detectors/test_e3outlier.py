@@ -27,18 +27,18 @@ def test_rounds_of_all_operations(operations, kinds, passes):
     assert detector.order.shape == (4, kinds)
 
 
-@pytest.mark.parametrize(("optimizer", "channels"), [("auto", 1), ("auto", 3), ("adam", 1), ("sgd", 3)])
-def test_two_updates_equal_the_transcription(optimizer, channels):
-    detector = small((channels, 16, 16), optimizer=optimizer)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_two_updates_equal_the_transcription(optimizer):
+    detector = small((3, 16, 16), optimizer=optimizer)
     plain, first = copy.deepcopy(detector).train(), copy.deepcopy(detector)
-    x = noise(40, (channels, 16, 16))
+    x = noise(40, (3, 16, 16))
     stage = first_stage(detector, x)
     order = detector.order.long()
-    if (channels == 1 and optimizer == "auto") or optimizer == "sgd":
+    if optimizer == "sgd":
         theirs = torch.optim.SGD(plain.net.parameters(), lr=1e-3, momentum=0.9)
     else:
         theirs = torch.optim.Adam(plain.net.parameters(), lr=1e-3, eps=1e-7)
-    views = Transformations((channels, 16, 16), "ra+ia+pr").views(x).unflatten(0, (40, 111))
+    views = Transformations((3, 16, 16), "ra+ia+pr").views(x).unflatten(0, (40, 111))
     for turn in range(2):
         losses = stage.step(batch(x))
         t = order[:, turn]
@@ -132,7 +132,7 @@ def test_explanation():
     ("settings", "said"),
     [
         ({"score_by": "if"}, r"model\.score_by=if: allowed are ne, mp, pl"),
-        ({"optimizer": "lars"}, r"model\.optimizer=lars: allowed are auto, adam, sgd"),
+        ({"optimizer": "lars"}, r"model\.optimizer=lars: allowed are adam, sgd"),
         ({"operations": "ia"}, r"model\.operations=ia: allowed are ra"),
         ({"shape": (1, 15, 15)}, r"data\.image_size: found 15 pixels"),
     ],
