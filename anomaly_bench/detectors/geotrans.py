@@ -142,7 +142,7 @@ def dirichlet(mean: Tensor, mean_log: Tensor) -> Tensor:
     The first guess and the rule to stop are the code's. Rows of p that are all alike have no finite maximum; their
     distributions are as narrow as the iterations make them.
     """
-    spread = (mean * (mean.log() - mean_log)).sum(1, keepdim=True).clamp_min(1e-9)
+    spread = (mean.xlogy(mean) - mean * mean_log).sum(1, keepdim=True).clamp_min(1e-9)
     alpha = mean * (mean.shape[1] - 1) * EULER / spread
     moving = torch.ones_like(spread, dtype=torch.bool)
     for _ in range(1000):

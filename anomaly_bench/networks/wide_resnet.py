@@ -75,16 +75,16 @@ class WideResNet(nn.Module):
             for number in range((depth - 4) // 6):
                 blocks.append(Block(channels, outputs, 2 if group and number == 0 else 1))
                 channels = outputs
-        grid = [max(1, math.ceil(side / 4) // 8) for side in shape[1:]]
+        high, wide = (max(1, math.ceil(side / 4) // 8) for side in shape[1:])
         self.features = nn.Sequential(
             conv(shape[0], width, 3),
             *blocks,
             nn.BatchNorm2d(channels),
             nn.ReLU(inplace=True),
-            nn.AdaptiveAvgPool2d(grid),
+            nn.AdaptiveAvgPool2d((high, wide)),
             nn.Flatten(),
         )
-        self.head = nn.Linear(channels * math.prod(grid), classes)
+        self.head = nn.Linear(channels * high * wide, classes)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
