@@ -47,6 +47,17 @@ OWN: dict[str, dict[str, object]] = {
     "deep_svdd_soft": {"pretrain_epochs": 10, "warm_up": 5},
     "deep_svdd_cifar10": {"pretrain_epochs": 10, "channels": [4, 4, 8], "rep": 32},
     **{name: {"code": 16} for name in ("dsebm", "dsebm_r")},
+    "geotrans": {
+        "shift": 0,
+        "widen_factor": 1,
+        "batch_size": 60,
+        "lr": 1e-2,
+        "epochs": 8,
+    },  # more only costs time
+    "e3outlier": {  # its own score is the same for an image and one turned by 90 degrees, as their views are the same
+        **{"operations": "ra", "shift": 0, "score_by": "pl", "optimizer": "sgd"},
+        **{"widen_factor": 1, "batch_size": 30, "lr": 0.03, "epochs": 16},
+    },
     "dcn": {"hidden": [32], "k": 3, "pretrain_epochs": 10, "pretrain_lr": 2e-3},
     "repen": {"lr": 1.0, "ensemble": 20, "margin": 10.0},
     "rdp": {"out": 16, "trees": 4, "levels": 2, "steps": 200, "lr": 0.1},
@@ -84,6 +95,7 @@ GOOD_CONTROL: dict[str, str] = {
         ("deep_svdd", "deep_svdd_cifar10", "deep_svdd_soft"),
         "the distance from the mean of random features tells these toys apart already",
     ),
+    "geotrans": "the Dirichlet distributions of a random network's answers tell these toys apart already",
     "cae_if": "on random features, its forest tells these toys apart already",
     "repen": "random distances tell these toys apart already",
     "gmm_en": "nothing but the penalty keeps its codes apart, and training it is of no use in its paper either",

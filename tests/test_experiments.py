@@ -40,7 +40,7 @@ def test_every_job_composes_and_is_a_row_of_the_papers(name):
     keys = swept(settings)
     classes = keys.pop("abnormal_class", [])
     seeds = keys.pop("seed", [0])
-    assert len(seeds) in (1, 3, 10, 20)
+    assert len(seeds) in (1, 3, 5, 10, 20)
     jobs = [[f"{key}={value}" for value in values] for key, values in keys.items()] or [[""]]
     for job in (text for texts in jobs for text in (texts if len(texts) < 9 else texts[::9])):
         made = composed(f"experiment={name}", *filter(None, [job]))  # the others differ in a number only
@@ -84,3 +84,37 @@ def test_deep_svdd_has_a_number_for_each_normal_class(name):
     if name == "deep_svdd_cifar10":
         sizes = composed("model=deep_svdd_cifar10").model
         assert OmegaConf.to_container(settings.model) == OmegaConf.to_container(sizes)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("geotrans_cifar10", 10), ("geotrans_cifar100", 20)])
+def test_geotrans_and_those_beside_it_have_a_number_for_each_normal_class(name, classes):
+    keys = swept(composed(f"experiment={name}"))
+    assert keys["normal_class"] == [str(number) for number in range(classes)]
+    theirs = [row for row in printed() if row.table == name]
+    for model in keys["model"]:
+        assert len({row.cls for row in theirs if row.model == model}) == classes + 1  # and their mean
+    assert {row.model for row in theirs} - set(keys["model"]) == {"dagmm"}  # on images, it is not here
+
+
+def test_e3outlier_has_three_numbers_for_each_method_data_set_and_share():
+    keys = swept(composed("experiment=e3outlier"))
+    theirs = [row for row in printed() if row.table == "e3outlier"]
+    assert {row.model for row in theirs} - set(keys["model"]) == {"dagmm", "ssd_if"}
+    assert {row.data for row in theirs} - set(keys["data"]) == {
+        "cifar100"
+    }  # has more classes than the others
+    for point in keys["point"]:
+        rho = composed("experiment=e3outlier", f"point={point}").protocol.rho
+        for model in keys["model"]:
+            for data in [*keys["data"], "cifar100"]:
+                wanted = model, data, "contaminated", f"protocol.rho={rho}"
+                rows = [r for r in theirs if (r.model, r.data, r.protocol, r.settings) == wanted]
+                assert {r.metric for r in rows} == {"auroc", "aupr_in", "aupr_out"}
+                assert {r.cls for r in rows} == {"mean"}
+    for model in keys["model"]:
+        made = composed("experiment=e3outlier", f"model={model}").model
+        assert (made.eps, made.weight_decay) == (1e-7, 5e-4)
+    optimizers = {
+        data: composed("experiment=e3outlier", f"data={data}").model.optimizer for data in keys["data"]
+    }
+    assert optimizers == {"mnist": "sgd", "fashion_mnist": "sgd", "cifar10": "adam", "svhn": "adam"}
