@@ -40,7 +40,8 @@ def listen(requests: TextIO, waiting: "SimpleQueue[list[Any]]") -> None:
 
 
 def leave(*_: object) -> None:
-    """End as an exception, so that half-written files are removed."""
+    """End as an exception, so that half-written files are removed; once, for the sweep's end says it again."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(0)
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-from anomaly_bench.cli import answer
+from anomaly_bench import cli, record
+from anomaly_bench.cli import answer, leave_note
 
 TINY = [
     *("data=digits", "data.limit=150", "data.image_size=16"),
@@ -170,6 +171,39 @@ def test_one_failing_job_does_not_take_the_others_with_it(bench):
     assert "failed: " in out
     assert "abnormal_class=77" in out
     assert "Traceback" not in out + err
+    (told,) = Path("runs").glob("failed-*/error.json")
+    assert "abnormal_class=77" in read(told)["error"]
+    assert "FAILED: failed-" in bench("report")[1]
+
+
+def test_a_failure_is_recorded_until_the_same_job_is_well(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANOMALY_BENCH_SWEEP", "one")
+    told = ["model=ae", "seed=1", "hydra.launcher.n_jobs=2"]
+    leave_note(str(tmp_path), 0, {"overrides": told, "error": "no data"})
+    (substitute,) = tmp_path.glob("failed-*")
+    assert read(substitute / "error.json") == {"overrides": told, "error": "no data"}
+    leave_note(str(tmp_path), 0, {"overrides": ["model=ae", "seed=2"], "folder": str(tmp_path / "run")})
+    assert substitute.exists()
+    leave_note(str(tmp_path), 0, {"overrides": ["seed=1", "model=ae"], "folder": str(tmp_path / "run")})
+    assert not substitute.exists()
+    record.write_json(tmp_path / "run/error.json", {"error": "diverged", "when": "now"})
+    leave_note(str(tmp_path), 1, {"overrides": told, "folder": str(tmp_path / "run"), "error": "diverged"})
+    assert read(tmp_path / "run/error.json")["when"] == "now"  # the run itself knows more
+    assert not substitute.exists()
+
+
+def test_a_disk_without_room_for_notes_is_told_at_the_end(bench, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli, "UNWRITTEN", [])
+    monkeypatch.setattr(record, "replacing", full)
+    code, out, _ = bench("-m", "model=ganomaly", *TINY, "abnormal_class=0,77", "hydra.launcher.n_jobs=1")
+    assert code == 1
+    failed = [line for line in out.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 2
+    assert "No space left on device" in failed[0]
+    assert "abnormal_class=77" in failed[1]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
+import anomaly_bench.run
+
 from anomaly_bench.data import digits
 from anomaly_bench.detector import Detector, Stage, adam, descend, detached
 
@@ -47,6 +49,11 @@ class Mine(Detector):
         with open("learned", "a") as log:
             mapped = Path("/proc/self/maps").exists() and "x.npy" in Path("/proc/self/maps").read_text()
             print(os.getpid(), torch.get_num_threads(), mapped, file=log)
+        if self.do == "weigh":
+            anomaly_bench.run.draw_run = lambda *_: None
+            pages = [Path(f"/proc/{pid}/statm").read_text().split()[1] for pid in (os.getpid(), os.getppid())]
+            with open("weights", "a") as log:
+                print(os.getpid(), *pages, file=log)
         optimizer = adam(self, lr=1e-2)
 
         def step(batch):
@@ -164,6 +171,11 @@ def test_a_killed_worker_fails_its_job_and_the_table_has_a_hole(bench):
     assert "model.do=kill" in failure
     assert failure.endswith("its worker was killed by SIGKILL (out of memory?)")
     assert failure in err.splitlines()
+    (told,) = Path("runs").glob("failed-*/error.json")
+    assert read(told)["error"] == "its worker was killed by SIGKILL (out of memory?)"
+    assert "model.do=kill" in read(told)["overrides"]
+    assert bench("model.do=kill,learn")[0] == 1
+    assert len(list(Path("runs").glob("failed-*"))) == 1
 
 
 def test_a_sweep_of_one_job_needs_no_worker(bench):
@@ -213,6 +225,22 @@ def test_ctrl_c_ends_all_workers_and_the_same_command_goes_on(place, tmp_path):
     assert len(finished()) == 3
     epochs = [(run / "losses.csv").read_text().count("\n") for run in finished().values()]
     assert epochs == [3, 3, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_a_long_sweep_is_flat(bench):
+    """Of the process that starts the workers, and of each worker: the first ten jobs of each are its warming up."""
+    assert bench("model.do=weigh", "seed=range(80)", "hydra.launcher.n_jobs=2")[0] == 0
+    assert len(finished()) == 80
+    by_worker: dict[str, list[list[int]]] = {}
+    for pid, *pages in lines("weights"):
+        by_worker.setdefault(pid, []).append([int(number) * 4 // 1024 for number in pages])
+    for sizes in by_worker.values():
+        assert len(sizes) > 40
+        (own, parent), (own_later, parent_later) = sizes[len(sizes) // 4], sizes[-1]
+        assert own_later - own < 20, sizes
+        assert parent_later - parent < 5, sizes
 
 
 @pytest.mark.slow

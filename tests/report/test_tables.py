@@ -165,6 +165,13 @@ def test_of_two_runs_of_the_same_thing_the_newest_counts():
     assert "a newer run" in notes_of(left_out)
 
 
+def test_a_class_of_which_no_run_is_finished_is_a_hole():
+    table = table_of(made_up("cat"), made_up("dog", status="failed", failure={"error": "x"}), made_up("owl"))
+    assert table.headers[-4:] == ["cat", "dog", "owl", "mean"]
+    assert table.rows[0][-3] == "–"
+    assert any("Missing from" in note and "dog" in note for note in table.notes)
+
+
 def test_a_finished_run_counts_before_one_that_failed_later():
     failed = made_up(
         status="failed", failure={"error": "x"}, finished=None, started="2026-01-01T00:00:00+00:00"
