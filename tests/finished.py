@@ -9,6 +9,7 @@ from hydra.core.config_store import ConfigStore
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from anomaly_bench.compose import compose as compose_run
 from anomaly_bench.run import run
 from anomaly_bench.schema import Settings
 
@@ -22,9 +23,11 @@ def finished(runs: Path, **choices: str) -> Path:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         settings = compose("config", [*overrides, f"runs_dir={runs}"])
     names = {"protocol": "leave_one_class_out", "evaluation": "clean"} | choices
-    return run(
+    job = compose_run(
         settings, {group: names[group] for group in ("model", "data", "protocol", "evaluation")}, overrides
     )
+    run(job)
+    return job.folder
 
 
 def digit_files(root: Path, size: int = 16) -> Path:
