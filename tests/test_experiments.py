@@ -118,3 +118,14 @@ def test_e3outlier_has_three_numbers_for_each_method_data_set_and_share():
         data: composed("experiment=e3outlier", f"data={data}").model.optimizer for data in keys["data"]
     }
     assert optimizers == {"mnist": "sgd", "fashion_mnist": "sgd", "cifar10": "adam", "svhn": "adam"}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_what_an_experiment_sets_stands(name):
+    said = OmegaConf.load(CONFIGS / "experiment" / f"{name}.yaml")
+    made = composed(f"experiment={name}")
+    for key, value in said.items():
+        if key in ("defaults", "hydra"):
+            continue
+        of_key = OmegaConf.merge(made[key], value) if OmegaConf.is_config(value) else value
+        assert of_key == made[key], key

@@ -126,7 +126,7 @@ class VAE(Detector):
         if self.likelihood == "bernoulli":
             entries = binary_cross_entropy_with_logits(decoded, (x + 1) / 2, reduction="none")
             return entries.flatten(1).sum(1)
-        log_variance = torch.tensor(self.log_variance, device=x.device)
+        log_variance = x.new_full((), self.log_variance)
         if self.likelihood == "gaussian_variance":
             free = decoded.chunk(2, dim=1)[1]
             log_variance = LEAST_LOG_VARIANCE + softplus(free - LEAST_LOG_VARIANCE)
