@@ -54,6 +54,9 @@ def run(job: Job) -> None:
     Raises:
         SettingError: for what a user can put right. The run's folder then holds `error.json`, as after any error.
     """
+    if not finished(job):
+        check_that_it_builds(job)
+    refuse_links(job.folder)
     with record.alone(job.folder):
         record.sweep_up(job.folder)
         if finished(job) and not job.values["rerun"]:
@@ -67,6 +70,29 @@ def run(job: Job) -> None:
         except Exception as error:
             give_up(job, error)
             raise
+
+
+def check_that_it_builds(job: Job) -> None:
+    """Refuse settings that the method cannot be built with, before there is a folder."""
+    try:
+        job.build()
+    except SettingError:
+        raise
+    except Exception as error:  # sizes that networks cannot have come to anything
+        typed = [text for text in job.overrides if text.lstrip("+").startswith(("model.", "data."))]
+        raise SettingError(
+            f"{' '.join(typed or ['model=' + job.names['model']])}: it cannot be built so: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse to write into a run's folder that holds links: what they lead to would be written over."""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise SettingError(
+                f"{path}: it is a link, and a run writes to none; remove it or set runs_dir=..."
+            )
 
 
 def finished(job: Job) -> bool:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomaly_bench.errors import SettingError
+
 
 class Column(NamedTuple):
     """A column of a table: a number, or a category that becomes one 0/1 column for each of its values."""
@@ -47,6 +49,10 @@ class Dataset:
     columns: tuple[Column, ...] | None = None
     scale: str | None = None
     note: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise SettingError(f"data.std={self.std}: must be above 0, for pixels are divided by it")
 
     @property
     def shape(self) -> tuple[int, ...]:

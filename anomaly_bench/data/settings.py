@@ -21,7 +21,7 @@ def data_root(root: str | Path | None) -> Path:
 
 def check_image_size(image_size: int | None) -> None:
     """Refuse an `image_size` that is neither null nor a number of pixels."""
-    if image_size is not None and not (isinstance(image_size, int) and 1 <= image_size <= 4096):
+    if image_size is not None and not (type(image_size) is int and 1 <= image_size <= 4096):
         raise SettingError(f"data.image_size={image_size}: allowed are 1 to 4096 pixels, or null")
 
 
@@ -37,7 +37,7 @@ def kept_rows(classes: np.ndarray, official_train: np.ndarray, limit: int | None
     """
     if limit is None:
         return np.arange(len(classes))
-    if not isinstance(limit, int) or limit < 1:
+    if type(limit) is not int or limit < 1:
         raise SettingError(f"data.limit={limit}: allowed is a number of rows from 1, or null for all")
     kept = [_spread(np.flatnonzero(part), classes, limit) for part in (official_train, ~official_train)]
     return np.sort(np.concatenate(kept))

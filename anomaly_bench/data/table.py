@@ -257,7 +257,7 @@ def spread_rows(n: int, limit: int | None) -> np.ndarray:
     """Row numbers of at most `limit` of `n` rows, evenly spaced, so that the share of each class stays."""
     if limit is None:
         return np.arange(n)
-    if not isinstance(limit, int) or limit < 1:
+    if type(limit) is not int or limit < 1:
         raise SettingError(f"data.limit={limit}: allowed is a number of rows from 1, or null for all")
     return np.linspace(0, n - 1, min(limit, n)).round().astype(np.int64)
 

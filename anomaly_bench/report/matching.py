@@ -96,7 +96,10 @@ def _holds(record: Record, settings: str) -> bool:
 
 @cache
 def _values(config: str) -> Any:
-    return yaml.safe_load(config)
+    try:
+        return yaml.safe_load(config)
+    except (yaml.YAMLError, ValueError, RecursionError):  # of a stranger's run
+        return {}
 
 
 def rows_of(theirs: Sequence[Printed], records: Sequence[Record], evaluations: Sequence[str]) -> list[Row]:

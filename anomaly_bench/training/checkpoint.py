@@ -191,10 +191,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         SettingError: it is none, or not what was written.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no plain file")  # a pipe would be waited for
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
         raise SettingError(f"{path}: not a safetensors file, or damaged ({error})") from error
     written = metadata.pop(SUM, None)  # files of older versions have none
     if written is not None and written != check_sum(tensors, metadata):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from anomaly_bench.arguments import MOST
 from anomaly_bench.detector import Batch, Detector, Rows, Stage
 from anomaly_bench.errors import SettingError
 from anomaly_bench.training.capture import MODES, Prepared, prepared
@@ -70,12 +71,12 @@ class Trainer:
             ("max_epochs", max_epochs, 0),
             ("eval_every", eval_every, 0),
         ):
-            if value is not None and value < least:
-                raise SettingError(f"trainer.{name}={value}: must be at least {least}")
+            if value is not None and not least <= value <= MOST:
+                raise SettingError(f"trainer.{name}={value}: must be at least {least}, and at most {MOST}")
         if compile not in MODES:
             raise SettingError(f"trainer.compile={compile}: allowed are {', '.join(MODES)}")
-        if epoch_scale <= 0:
-            raise SettingError(f"trainer.epoch_scale={epoch_scale}: must be above 0")
+        if not 0 < epoch_scale <= MOST:
+            raise SettingError(f"trainer.epoch_scale={epoch_scale}: must be above 0, and at most {MOST}")
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
         self.batch_size = batch_size
