@@ -198,7 +198,7 @@ def leave_note(runs_dir: str, number: int, note: dict[str, Any]) -> None:
             (substitute / "error.json").unlink(missing_ok=True)
             substitute.rmdir()
         write_json(notes_of_sweep(runs_dir) / f"{number}.json", note)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         log.error("no note of that could be written: %s", error)
         UNWRITTEN.append(note)
 

@@ -54,9 +54,9 @@ def run(job: Job) -> None:
     Raises:
         SettingError: for what a user can put right. The run's folder then holds `error.json`, as after any error.
     """
-    if not finished(job):
+    if not (job.folder / "metrics.json").exists():
         check_that_it_builds(job)
-    refuse_links(job.folder)
+    open_folder(job.folder)
     with record.alone(job.folder):
         record.sweep_up(job.folder)
         if finished(job) and not job.values["rerun"]:
@@ -86,8 +86,14 @@ def check_that_it_builds(job: Job) -> None:
         ) from error
 
 
-def refuse_links(folder: Path) -> None:
-    """Refuse to write into a run's folder that holds links: what they lead to would be written over."""
+def open_folder(folder: Path) -> None:
+    """Make a run's folder. One that holds links is refused: what they lead to would be written over."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise SettingError(
+            f"runs_dir={str(folder.parent)!r}: no folder can be made there: {error}"
+        ) from error
     for path in folder.rglob("*"):
         if path.is_symlink():
             raise SettingError(

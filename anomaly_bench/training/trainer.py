@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -131,11 +132,13 @@ class Trainer:
         order = torch.Generator().manual_seed(seed)
         kept = Checkpoint.last(keep) if keep is not None else None
         if kept:
-            detector.load_state_dict(kept.model)
+            with fitting(keep):
+                detector.load_state_dict(kept.model)
         history = list(kept.history) if kept else []
         walk = Walk(detector, train)
         for number, stage in enumerate(walk):
-            done = resumed(kept, number, detector, stage, train.device, order)
+            with fitting(keep):
+                done = resumed(kept, number, detector, stage, train.device, order)
             detector.train()
             if done >= self.epochs(stage):
                 continue
@@ -196,6 +199,17 @@ class Trainer:
         losses = dict(zip(names, means, strict=True))
         seconds = time.perf_counter() - started
         return Epoch(number, stage.name, epoch, losses, steps * size, seconds, step=run.how)
+
+
+@contextmanager
+def fitting(keep: Path | None) -> Iterator[None]:
+    """Tell of a state that was kept by another method, another version, or a stranger, in a line."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise SettingError(
+            f"{keep}: what it keeps is not of this run ({' '.join(str(error).split())[:300]}); rerun=true starts anew"
+        ) from error
 
 
 @dataclass(frozen=True)
