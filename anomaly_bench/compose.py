@@ -44,9 +44,6 @@ SCALER = "scaler.safetensors"
 OWN_METHODS = "anomaly_bench.detectors"
 """The package of the methods that any run's folder may name."""
 
-LARGEST_CONFIG = 1 << 20
-"""Bytes of a run's config that are read."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -235,6 +232,8 @@ def check_targets(model: Any, packages: Sequence[str] | None = None, group: str 
         for number, value in enumerate(model):
             check_targets(value, packages, f"{group}.{number}")
     if not isinstance(model, DictConfig):
+        if group == "model":
+            raise SettingError(f"{group}={model}: a config with a _target_ is needed")
         return
     for key, value in model.items():
         if key != "_target_":
@@ -313,7 +312,8 @@ def load_run(folder: Path, device: str = "auto", packages: Sequence[str] = ()) -
         raise
     except Exception as error:  # from a method's constructor, or of a foreign file, anything may come
         raise SettingError(
-            f"{folder}: its files do not fit together, or are of another version: {type(error).__name__}: {error}"
+            f"{folder}: its files do not fit together, or are of another version: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}"
         ) from error
 
 
@@ -329,10 +329,8 @@ def read_config(folder: Path) -> DictConfig:
     """The `config.yaml` of a run, as runs write it: every value in place, no reference to anything else."""
     path = folder / "config.yaml"
     try:
-        text = record.own_file(path, LARGEST_CONFIG).read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it has YAML aliases")
-        settings = OmegaConf.create(text)
+        text = record.own_file(path, record.LARGEST_CONFIG).read_text(encoding="utf-8")
+        settings = OmegaConf.create(record.plain_yaml(text))
         if not isinstance(settings, DictConfig):
             raise ValueError("it holds no settings")
         if "${" in str(OmegaConf.to_container(settings)):

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import numpy as np
 import pandas as pd
+import yaml
 from filelock import FileLock, Timeout
 
 log = logging.getLogger("anomaly_bench")
@@ -30,6 +31,9 @@ FORMULA = re.compile(r"['\s]*[=+\-@\t\r＝＋－＠]")
 
 LARGEST = 64 << 20
 """Bytes that are read of a file of a run, unless it holds weights."""
+
+LARGEST_CONFIG = 1 << 20
+"""The same of its config."""
 
 DEEPEST = 20
 """Levels of nested values that a file of a run may have."""
@@ -57,7 +61,7 @@ class Record:
     def config(self) -> str:
         """The text of `config.yaml`, read when asked for; empty, with a warning, where it cannot be."""
         try:
-            return own_file(self.folder / "config.yaml", 1 << 20).read_text(encoding="utf-8")
+            return own_file(self.folder / "config.yaml", LARGEST_CONFIG).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             log.warning("%s cannot be read: %s", self.folder / "config.yaml", error)
             return ""
@@ -187,6 +191,24 @@ def own_file(path: Path, largest: int = LARGEST, folder: Path | None = None) -> 
     if (size := found.stat().st_size) > largest:
         raise OSError(f"it has {size} bytes, and at most {largest} are read")
     return found
+
+
+def plain_yaml(text: str) -> str:
+    """The YAML text, if it holds values only.
+
+    Raises:
+        ValueError: it has aliases, of which a few lines can stand for any number of values, or is nested more deeply
+            than a config is.
+        YAMLError: it is no YAML.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has YAML aliases")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} deep")
+    return text
 
 
 def _finite(text: str) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from anomaly_bench.record import Record
+from anomaly_bench.record import Record, plain_yaml
 from anomaly_bench.report.printed import Printed
 from anomaly_bench.report.results import SHOWN_ELSEWHERE
 
@@ -97,8 +97,8 @@ def _holds(record: Record, settings: str) -> bool:
 @cache
 def _values(config: str) -> Any:
     try:
-        return yaml.safe_load(config)
-    except (yaml.YAMLError, ValueError, RecursionError):  # of a stranger's run
+        return yaml.safe_load(plain_yaml(config))
+    except (yaml.YAMLError, ValueError):  # of a stranger's run
         return {}
 
 
