@@ -268,7 +268,7 @@ def located(target: str) -> Any:
     module, _, name = target.rpartition(".")
     try:
         return getattr(import_module(module), name, None)
-    except (ImportError, ValueError):
+    except (ImportError, ValueError, TypeError):  # TypeError of names that begin with a point
         return None
 
 

@@ -1,11 +1,15 @@
 """What every loader needs of its settings: where data lies, which sizes are allowed, which rows are kept."""
 
+import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from anomaly_bench.errors import SettingError
+
+LOG = logging.getLogger("anomaly_bench")
 
 
 def user_cache() -> Path:
@@ -17,6 +21,26 @@ def data_root(root: str | Path | None) -> Path:
     """The folder of all data sets: `root`, else `$ANOMALY_BENCH_DATA`, else the user's cache."""
     chosen = root or os.environ.get("ANOMALY_BENCH_DATA")
     return Path(chosen).expanduser() if chosen else user_cache()
+
+
+def within(files: Iterable[Path], *folders: Path) -> list[Path]:
+    """The plain files among those found in folders; links that lead out of the folders are left out, with a warning.
+
+    A link to a file that its owner did not put there would bring it among the data, and a pipe would be waited for.
+    """
+    allowed = [os.path.realpath(folder) for folder in folders]
+    kept, outside = [], []
+    for path in files:
+        if path.is_symlink() and not any(Path(os.path.realpath(path)).is_relative_to(one) for one in allowed):
+            outside.append(path)
+        elif path.is_file():
+            kept.append(path)
+    if outside:
+        LOG.warning(
+            "%d links lead out of %s and are left out, the first is %s",
+            *(len(outside), ascii(str(folders[0])), ascii(str(outside[0]))),
+        )
+    return kept
 
 
 def check_image_size(image_size: int | None) -> None:
