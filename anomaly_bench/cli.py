@@ -384,13 +384,13 @@ def score(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.output is not None and given.output.suffix.lower() not in (".csv", ".json"):
         raise SettingError(f"--output {given.output}: allowed are names that end in .csv or .json")
-    from anomaly_bench.record import safe_csv, write_csv, write_json
+    from anomaly_bench.record import csv_text, write_csv, write_json
     from anomaly_bench.score import score_files
 
     scored = score_files(given.run_dir, given.files, given.device, given.threshold, given.maps, given.allow)
     table = scored.table
     if given.output is None:
-        print(safe_csv(table).to_csv(index=False), end="")
+        print(csv_text(table), end="")
     elif given.output.suffix.lower() == ".csv":
         write_csv(given.output, table)
     else:

@@ -1,5 +1,6 @@
 """A run's folder on disk: written whole or not at all, read back as it is."""
 
+import csv
 import hashlib
 import json
 import logging
@@ -157,9 +158,10 @@ def read_json(path: Path) -> dict[str, Any]:
     The file may be a stranger's: see `own_file`. What is not a finite number is null, as runs write it.
     """
     try:
-        data = json.loads(
-            own_file(path).read_bytes(), parse_constant=lambda _: None, parse_float=_finite, parse_int=_exact
-        )
+        raw = own_file(path).read_bytes()
+        data = json.loads(raw, parse_constant=lambda _: None, parse_float=_finite, parse_int=_exact)
+        if b"\\ud" in raw.lower():  # half a sign, which no table can hold
+            data = json.loads(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace"))
         if _is_deep(data):
             raise ValueError(f"nested more than {DEEPEST} deep")
     except FileNotFoundError:
@@ -272,7 +274,7 @@ def alone(folder: Path) -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all; bytes of a name that are no text are spelled out."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -283,23 +285,26 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table without its index, as UTF-8 and with its texts inert: see `safe_csv`."""
-    with replacing(path) as temporary:
-        safe_csv(frame).to_csv(temporary, index=False, errors="backslashreplace")
+    """Write a table without its index, as UTF-8 and with its texts inert: see `csv_text`."""
+    write_text(path, csv_text(frame))
 
 
-def safe_csv(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with no text in it, name of a column or cell, that a spreadsheet would run as a formula.
+def csv_text(frame: pd.DataFrame) -> str:
+    """A table as CSV, without its index, with no text in it that a spreadsheet would run as a formula.
 
-    The rule: a text gets a ' in front where it begins, after any number of ' and white space, with = + - @, a tab, a
-    carriage return, or the full-width form of a sign. Spreadsheets show such a cell as text. Taking one ' off each text
-    that begins so gives back what was written. Numbers are no texts: -0.5 stays -0.5.
+    The rule: a text, in a cell or as a column's name, gets a ' in front where it begins, after any ' and white space,
+    with = + - @, a tab, a carriage return, or the full-width form of a sign. Spreadsheets show such a cell as text.
+    Taking one ' off each text that begins so gives back what was written. Numbers are no texts: -0.5 stays -0.5.
     """
-    return frame.map(inert).rename(columns=inert)
+    inert = frame.map(_inert).rename(columns=_inert)
+    returns = inert.map(lambda cell: isinstance(cell, str) and "\r" in cell).any(axis=None)
+    returns |= any("\r" in str(name) for name in inert)  # which would end a line, were they not quoted
+    return inert.to_csv(
+        index=False, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL, lineterminator="\n"
+    )
 
 
-def inert(cell: Any) -> Any:
-    """A text by the rule of `safe_csv`; anything else as it is."""
+def _inert(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
 
 

@@ -18,6 +18,7 @@ from anomaly_bench import metrics
 from anomaly_bench.compose import Trained, load_run
 from anomaly_bench.data.dataset import Column
 from anomaly_bench.data.folder import decode_files, list_images
+from anomaly_bench.data.settings import as_text
 from anomaly_bench.data.table import list_tables, read_rows
 from anomaly_bench.errors import SettingError
 from anomaly_bench.overlays import Overlays
@@ -161,7 +162,10 @@ def images(trained: Trained, files: Sequence[Path]) -> Source:
     paths = list_images(files)
     size = max(1, min(4096, BLOCK // prod(shape)))
     parts = (paths[start : start + size] for start in range(0, len(paths), size))
-    blocks = ((pd.DataFrame({"file": names_of(part)}), decode_files(part, shape, fit)) for part in parts)
+    blocks = (
+        (pd.DataFrame({"file": [as_text(str(path)) for path in part]}), decode_files(part, shape, fit))
+        for part in parts
+    )
     return Source(len(paths), " files", blocks)
 
 
@@ -173,7 +177,7 @@ def tables(trained: Trained, files: Sequence[Path]) -> Source:
 
     def block(path: Path) -> tuple[pd.DataFrame, Tensor]:
         x = scaler(read_rows(path, columns))
-        return pd.DataFrame({"file": names_of([path])[0], "row": np.arange(len(x))}), x
+        return pd.DataFrame({"file": as_text(str(path)), "row": np.arange(len(x))}), x
 
     return Source(None, " rows", map(block, list_tables(files)))
 
@@ -190,11 +194,6 @@ def columns_of(run: dict[str, Any]) -> list[Column]:
         Column(one[0], tuple(one[1:]) if isinstance(was, list) else None)
         for one, was in zip(lists, kept, strict=True)
     ]
-
-
-def names_of(paths: Sequence[Path]) -> list[str]:
-    """Paths as text that every file can hold: bytes that are no text are spelled out."""
-    return [str(path).encode("utf-8", "backslashreplace").decode() for path in paths]
 
 
 def scored(trained: Trained, source: Source, overlays: Overlays | None) -> pd.DataFrame:

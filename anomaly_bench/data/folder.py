@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.decode import Failure, decode_all, decode_chunk, is_grey, size_of
-from anomaly_bench.data.settings import check_image_size, data_root, kept_rows, user_cache, within
+from anomaly_bench.data.settings import as_text, check_image_size, data_root, kept_rows, user_cache, within
 from anomaly_bench.errors import SettingError
 
 LOG = logging.getLogger("anomaly_bench")
@@ -108,10 +108,10 @@ def load(
         name=name,
         x=pixels(folder, files, stamps, shape, None if image_size is None else fit, limit),
         classes=classes,
-        class_names=class_names,
+        class_names=tuple(map(as_text, class_names)),
         official_train=official_train,
         source="synthetic" if (folder / "SYNTHETIC.txt").exists() else "folder",
-        files=files,
+        files=tuple(map(as_text, files)),
         mean=mean,
         std=std,
     )

@@ -23,6 +23,11 @@ def data_root(root: str | Path | None) -> Path:
     return Path(chosen).expanduser() if chosen else user_cache()
 
 
+def as_text(name: str) -> str:
+    """A name of a file as text that every file can hold: bytes that are no text are spelled out."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def within(files: Iterable[Path], *folders: Path) -> list[Path]:
     """The plain files among those found in folders; links that lead out of the folders are left out, with a warning.
 
