@@ -34,6 +34,9 @@ NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "po
 """Settings that cannot change the numbers, that stand in the run's name, or are hashed by what they come to."""
 
 
+AS_EVER = ("deterministic", False)
+"""A setting that came later: as it was for the runs before it, it is not hashed, so that these are found again."""
+
 SCORING_ONLY = ("epoch", "batch_norm", "test_order", "batch_size", "quantile")
 """Switches of `evaluation` that leave training as it is."""
 
@@ -118,7 +121,7 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     eval_every = values["trainer"]["eval_every"] or int(values["evaluation"]["epoch"] == "best_test")
     trainer = Trainer(**values["trainer"] | {"eval_every": eval_every})
     counted = (
-        {key: value for key, value in values.items() if key not in NOT_HASHED}
+        {key: value for key, value in values.items() if key not in NOT_HASHED and (key, value) != AS_EVER}
         | {"data": [dataset.fingerprint(), *scale_of(dataset)]}
         | {"trainer": values["trainer"] | {"device": None, "precision": trainer.precision}}
     )

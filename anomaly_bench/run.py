@@ -30,6 +30,7 @@ from anomaly_bench.training.checkpoint import (
     save_weights,
 )
 from anomaly_bench.training.control import untrained
+from anomaly_bench.training.determinism import deterministic
 from anomaly_bench.training.scoring import explain_rows, score_rows
 from anomaly_bench.training.trainer import Learned
 from anomaly_bench.twins import keep_last, take_over, twin_of
@@ -66,7 +67,8 @@ def run(job: Job) -> None:
             return
         try:
             begin(job)
-            compute(job)
+            with deterministic(job.values["deterministic"]):
+                compute(job)
         except Exception as error:
             give_up(job, error)
             raise
@@ -178,6 +180,7 @@ def provenance(job: Job) -> dict[str, Any]:
         "device": str(job.trainer.device),
         "precision": job.trainer.precision,
         "threads": torch.get_num_threads(),
+        "deterministic": job.values["deterministic"],
         "versions": record.versions(),
         "machine": record.machine(),
         "git": record.git_revision(),

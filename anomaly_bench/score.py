@@ -22,6 +22,7 @@ from anomaly_bench.data.settings import as_text
 from anomaly_bench.data.table import list_tables, read_rows
 from anomaly_bench.errors import SettingError
 from anomaly_bench.overlays import Overlays
+from anomaly_bench.training.determinism import deterministic
 from anomaly_bench.training.scoring import scoring
 
 log = logging.getLogger("anomaly_bench")
@@ -96,7 +97,8 @@ def score_files(
             "evaluation.batch_norm=batch: the run scored by the statistics of its test batches; new files are "
             "scored one by one, by those of training, and its threshold may not fit them"
         )
-    table = scored(trained, source, overlays)
+    with deterministic(trained.values.get("deterministic") is True):
+        table = scored(trained, source, overlays)
     scores, levels, quantiles = table["score"].to_numpy(), *training_quantiles(trained.run, folder)
     if kind == "quantile":
         bound = float(np.interp(share, levels, quantiles))
