@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import io
 import logging
 import os
 import re
@@ -35,6 +36,8 @@ UNWRITTEN: list[dict[str, Any]] = []
 def main() -> None:
     """The console script: one of the subcommands, else a run or a sweep."""
     signal.signal(signal.SIGTERM, stop)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may be no text
     sys.exit(answer(sys.argv[1:]))
 
 
@@ -102,6 +105,7 @@ def launch(arguments: list[str]) -> int:
             "A first run: GANomaly on scikit-learn's digits. anomaly-bench --help shows what else there is."
         )
     dashes_are_not_settings(arguments)
+    groups_take_names(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
     os.environ.setdefault(SWEEP, datetime.now(UTC).strftime("%Y%m%dT%H%M%S-") + str(os.getpid()))
     ConfigStore.instance().store("schema", Settings)
@@ -194,7 +198,7 @@ def leave_note(runs_dir: str, number: int, note: dict[str, Any]) -> None:
             (substitute / "error.json").unlink(missing_ok=True)
             substitute.rmdir()
         write_json(notes_of_sweep(runs_dir) / f"{number}.json", note)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         log.error("no note of that could be written: %s", error)
         UNWRITTEN.append(note)
 
@@ -244,6 +248,24 @@ def dashes_are_not_settings(arguments: Sequence[str]) -> None:
             raise SettingError(f"{argument}: settings have no dashes; write {word}=VALUE")
 
 
+def groups_take_names(arguments: Sequence[str]) -> None:
+    """Refuse `model=1.5` and the like: a group takes the name of a file."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    for argument in arguments:
+        group = argument.partition("=")[0]
+        if group == "experiment" or not (CONFIGS / group).is_dir() or argument == group:
+            continue
+        try:
+            value = OverridesParser.create().parse_override(argument).value()
+        except OverrideParseException:
+            continue  # which Hydra tells of
+        if value is None or isinstance(value, bool | int | float | list | dict):
+            names = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+            raise SettingError(f"{argument}: a name is needed; there are {', '.join(names)}")
+
+
 def refusal_in(error: BaseException | None) -> SettingError | None:
     """The SettingError that an error was made from, if it was."""
     while error is not None:
@@ -255,7 +277,12 @@ def refusal_in(error: BaseException | None) -> SettingError | None:
 
 def explained(error: Exception, arguments: Sequence[str]) -> str | None:
     """One line for what Hydra and OmegaConf refuse; None for any other error."""
-    from hydra.errors import HydraException, InstantiationException, MissingConfigException
+    from hydra.errors import (
+        HydraException,
+        InstantiationException,
+        MissingConfigException,
+        OverrideParseException,
+    )
     from omegaconf.errors import OmegaConfBaseException
 
     if (refusal := refusal_in(error)) is not None:
@@ -263,6 +290,11 @@ def explained(error: Exception, arguments: Sequence[str]) -> str | None:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, wanted = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={wanted}: there is none; allowed are {', '.join(sorted(error.options))}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: cannot be read; a value with other signs than letters, digits and _ . / - needs "
+            "quotes within quotes, as in 'data.root=\"a b\"'"
+        )
     if isinstance(error, InstantiationException):
         return one_line(error)
     if not isinstance(error, HydraException | OmegaConfBaseException):
@@ -342,16 +374,23 @@ def score(arguments: list[str]) -> int:
         "--fail-on-anomaly", action="store_true", help=f"exit code {FOUND} where anything is anomalous"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--allow",
+        metavar="PACKAGE",
+        action="append",
+        default=[],
+        help="package of a method of your own that the run may name; code of no other is imported",
+    )
     given = parser.parse_args(arguments)
     if given.output is not None and given.output.suffix.lower() not in (".csv", ".json"):
         raise SettingError(f"--output {given.output}: allowed are names that end in .csv or .json")
-    from anomaly_bench.record import safe_csv, write_csv, write_json
+    from anomaly_bench.record import csv_text, write_csv, write_json
     from anomaly_bench.score import score_files
 
-    scored = score_files(given.run_dir, given.files, given.device, given.threshold, given.maps)
+    scored = score_files(given.run_dir, given.files, given.device, given.threshold, given.maps, given.allow)
     table = scored.table
     if given.output is None:
-        print(safe_csv(table).to_csv(index=False), end="")
+        print(csv_text(table), end="")
     elif given.output.suffix.lower() == ".csv":
         write_csv(given.output, table)
     else:

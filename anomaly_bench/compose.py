@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import import_module
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from anomaly_bench import record
+from anomaly_bench.arguments import MOST, check_arguments
 from anomaly_bench.data import shared
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.scaling import Scaler, fit_scaler
@@ -30,11 +34,18 @@ NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "po
 """Settings that cannot change the numbers, that stand in the run's name, or are hashed by what they come to."""
 
 
+AS_EVER = ("deterministic", False)
+"""A setting that came later: as it was for the runs before it, it is not hashed, so that these are found again."""
+
 SCORING_ONLY = ("epoch", "batch_norm", "test_order", "batch_size", "quantile")
 """Switches of `evaluation` that leave training as it is."""
 
 SCALER = "scaler.safetensors"
 """The file of a run that holds its fitted scaler."""
+
+
+OWN_METHODS = "anomaly_bench.detectors"
+"""The package of the methods that any run's folder may name."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,10 @@ class Job:
 def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Job:
     """Load the data, split them, and name the run."""
     values = plain(settings)
+    for group in ("data", "protocol"):
+        check_group(group, settings[group])
+    check_evaluation(values["evaluation"])
+    check_targets(settings.model)
     dataset = load_data(data_yaml(settings))
     split = instantiate(settings.protocol).split(dataset, settings.seed)
     if transductive(settings.model):
@@ -106,7 +121,7 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     eval_every = values["trainer"]["eval_every"] or int(values["evaluation"]["epoch"] == "best_test")
     trainer = Trainer(**values["trainer"] | {"eval_every": eval_every})
     counted = (
-        {key: value for key, value in values.items() if key not in NOT_HASHED}
+        {key: value for key, value in values.items() if key not in NOT_HASHED and (key, value) != AS_EVER}
         | {"data": [dataset.fingerprint(), *scale_of(dataset)]}
         | {"trainer": values["trainer"] | {"device": None, "precision": trainer.precision}}
     )
@@ -177,23 +192,70 @@ def plain(settings: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def check_group(group: str, config: Any) -> None:
+    """Refuse what the target of the group `data` or `protocol` cannot take."""
+    if not isinstance(config, DictConfig) or "_target_" not in config:
+        raise SettingError(f"{group}={config}: a config with a _target_ is needed")
+    if not callable(found := located(str(config["_target_"]))):
+        raise SettingError(f"{group}._target_={config['_target_']}: there is no such function")
+    check_arguments(group, plain_part(config), found)
+
+
+def check_evaluation(evaluation: dict[str, Any]) -> None:
+    """Refuse switches of `evaluation` that are out of range."""
+    if not 1 <= evaluation["batch_size"] <= MOST:
+        raise SettingError(
+            f"evaluation.batch_size={evaluation['batch_size']}: allowed is a number of rows from 1 to {MOST}"
+        )
+    if not 0 <= evaluation["quantile"] <= 1:
+        raise SettingError(f"evaluation.quantile={evaluation['quantile']}: allowed is a share from 0 to 1")
+
+
+def plain_part(config: DictConfig) -> dict[str, Any]:
+    """A config as plain values, its interpolations resolved."""
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
 def build(model: DictConfig, shape: tuple[int, ...]) -> Detector:
-    """The detector of a `model` config for rows of `shape`."""
-    check_targets(model)
+    """The detector of a `model` config, whose targets were checked, for rows of `shape`."""
     return instantiate(model)(shape=shape)
 
 
-def check_targets(model: Any) -> None:
-    """Refuse every `_target_` that is not a detector: a foreign run's config must not call what it likes."""
+def check_targets(model: Any, packages: Sequence[str] | None = None, group: str = "model") -> None:
+    """Refuse a `model` config with a `_target_`, at any depth, that is no detector, or with arguments it cannot take.
+
+    Args:
+        model: the config.
+        packages: that targets may lie in, a module of no other is imported; None for any.
+        group: in whose name settings are typed.
+    """
+    if isinstance(model, ListConfig):
+        for number, value in enumerate(model):
+            check_targets(value, packages, f"{group}.{number}")
     if not isinstance(model, DictConfig):
+        if group == "model":
+            raise SettingError(f"{group}={model}: a config with a _target_ is needed")
         return
     for key, value in model.items():
         if key != "_target_":
-            check_targets(value)
-        elif not (isinstance(found := located(str(value)), type) and issubclass(found, Detector)):
-            raise SettingError(f"model._target_={value}: not a Detector of this or an installed package")
-        elif lacking := sorted(found.__abstractmethods__):
-            raise SettingError(f"model._target_={value}: it lacks {', '.join(lacking)}")
+            check_targets(value, packages, f"{group}.{key}")
+    if group != "model" and "_target_" not in model:
+        return
+    typed = f"{group}._target_={(target := model.get('_target_'))}"
+    if not isinstance(target, str):
+        raise SettingError(f"{typed}: the path of a Detector is needed")
+    if packages is not None and not any(target.startswith(f"{package}.") for package in packages):
+        raise SettingError(
+            f"{typed}: a run's folder may name methods of {', '.join(packages)} only; to let it name one of "
+            f"your own, add --allow {target.partition('.')[0]}"
+        )
+    if not (isinstance(found := located(target), type) and issubclass(found, Detector)):
+        raise SettingError(f"{typed}: not a Detector of this or an installed package")
+    if lacking := sorted(found.__abstractmethods__):
+        raise SettingError(f"{typed}: it lacks {', '.join(lacking)}")
+    check_arguments(group, plain_part(model), found)
 
 
 def transductive(model: Any) -> bool:
@@ -209,7 +271,7 @@ def located(target: str) -> Any:
     module, _, name = target.rpartition(".")
     try:
         return getattr(import_module(module), name, None)
-    except (ImportError, ValueError):
+    except (ImportError, ValueError, TypeError):  # TypeError of names that begin with a point
         return None
 
 
@@ -225,18 +287,59 @@ class Trained:
     metrics: dict[str, Any]
 
 
-def load_run(folder: Path, device: str = "auto") -> Trained:
-    """Load a finished run onto a device, executing nothing it holds; another folder is a SettingError."""
+def load_run(folder: Path, device: str = "auto", packages: Sequence[str] = ()) -> Trained:
+    """Load a finished run onto a device. It may be a stranger's: nothing that its folder holds is executed.
+
+    Its config names the class of its method. That has to lie in `anomaly_bench.detectors`, or in one of the
+    `packages` that the caller trusts: another is not even imported, since importing runs code.
+
+    Raises:
+        SettingError: another folder, or files in it that are not what a run writes.
+    """
     figures = record.read_json(folder / "metrics.json")
     if not figures:
         raise SettingError(f"{folder}: not the folder of a finished run (no metrics.json in it)")
-    kept = record.read_json(folder / "run.json")
-    settings = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(settings, DictConfig)
-    values = plain(settings)
-    trainer = Trainer(**values["trainer"] | {"device": device, "precision": kept["precision"]})
-    detector = build(settings.model, tuple(kept["shape"]))
-    detector.load_state_dict(load_tensors(folder / "model.safetensors")[0])
+    settings = read_config(folder)
+    check_targets(settings.get("model"), [OWN_METHODS, *packages])
+    tensors = load_tensors(folder / "model.safetensors")[0]
     scaler = folder / SCALER
-    scaling = Scaler(**load_tensors(scaler)[0]) if scaler.exists() else None
-    return Trained(trainer.place(detector).eval(), trainer, scaling, values, kept, figures)
+    scaling = load_tensors(scaler)[0] if scaler.exists() else None
+    try:
+        kept, values = record.read_json(folder / "run.json"), plain(settings)
+        trainer = Trainer(**values["trainer"] | {"device": device, "precision": kept["precision"]})
+        detector = build(settings.model, tuple(kept["shape"]))
+        detector.load_state_dict(tensors)
+        scaling = None if scaling is None else scaler_of(scaling, kept["shape"])
+        return Trained(trainer.place(detector).eval(), trainer, scaling, values, kept, figures)
+    except SettingError:
+        raise
+    except Exception as error:  # from a method's constructor, or of a foreign file, anything may come
+        raise SettingError(
+            f"{folder}: its files do not fit together, or are of another version: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def scaler_of(tensors: dict[str, Tensor], shape: Sequence[int]) -> Scaler:
+    """The scaler that a run kept, which must be of as many columns as its rows."""
+    scaler = Scaler(**tensors)
+    if any(part.shape != tuple(shape) or part.dtype != torch.float32 for part in scaler):
+        raise ValueError(f"{SCALER} is not of rows of shape {list(shape)}")
+    return scaler
+
+
+def read_config(folder: Path) -> DictConfig:
+    """The `config.yaml` of a run, as runs write it: every value in place, no reference to anything else."""
+    path = folder / "config.yaml"
+    try:
+        text = record.own_file(path, record.LARGEST_CONFIG).read_text(encoding="utf-8")
+        settings = OmegaConf.create(record.plain_yaml(text))
+        if not isinstance(settings, DictConfig):
+            raise ValueError("it holds no settings")
+        if "${" in str(OmegaConf.to_container(settings)):
+            raise ValueError("it has interpolations")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise SettingError(
+            f"{path}: not the config of a finished run: {' '.join(str(error).split())}"
+        ) from error
+    return settings

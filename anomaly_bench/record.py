@@ -1,5 +1,6 @@
 """A run's folder on disk: written whole or not at all, read back as it is."""
 
+import csv
 import hashlib
 import json
 import logging
@@ -8,7 +9,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -19,13 +20,24 @@ from uuid import uuid4
 
 import numpy as np
 import pandas as pd
+import yaml
 from filelock import FileLock, Timeout
 
 log = logging.getLogger("anomaly_bench")
 
 PACKAGES = ("anomaly-bench", "torch", "torchvision", "numpy", "scikit-learn")
 SWEPT = frozenset({"abnormal_class", "normal_class", "seed"})
-FORMULA = frozenset("=+-@\t\r")
+FORMULA = re.compile(r"['\s]*[=+\-@\t\r＝＋－＠]")
+"""How a text begins that a spreadsheet may run; its full-width signs count, and what is in front of it is trimmed."""
+
+LARGEST = 64 << 20
+"""Bytes that are read of a file of a run, unless it holds weights."""
+
+LARGEST_CONFIG = 1 << 20
+"""The same of its config."""
+
+DEEPEST = 20
+"""Levels of nested values that a file of a run may have."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +60,12 @@ class Record:
 
     @property
     def config(self) -> str:
-        """The text of `config.yaml`, read when asked for."""
-        return (self.folder / "config.yaml").read_text(encoding="utf-8")
+        """The text of `config.yaml`, read when asked for; empty, with a warning, where it cannot be."""
+        try:
+            return own_file(self.folder / "config.yaml", LARGEST_CONFIG).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be read: %s", self.folder / "config.yaml", error)
+            return ""
 
 
 def read_records(runs_dir: Path | str) -> list[Record]:
@@ -63,24 +79,156 @@ def read_records(runs_dir: Path | str) -> list[Record]:
 
 def _read_record(folder: Path) -> Record:
     run, metrics, failure = (read_json(folder / f"{name}.json") for name in ("run", "metrics", "error"))
+    run, metrics = (
+        _of_kind(folder / "run.json", run, RUN),
+        _of_kind(folder / "metrics.json", metrics, METRICS),
+    )
     if metrics:
         return Record(folder, "finished", run, metrics, {})
     return Record(folder, "failed" if failure else "unfinished", run, {}, failure)
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100
+
+
+def _is_area(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+RUN = {
+    **dict.fromkeys(
+        ("model", "data", "protocol", "case", "class", "settings_hash", "training_hash"), _is_text
+    ),
+    **dict.fromkeys(
+        ("data_source", "data_fingerprint", "data_note", "device", "precision", "control"), _is_text
+    ),
+    **dict.fromkeys(("git", "started", "finished", "trained_in"), _is_text),
+    **dict.fromkeys(("class_index", "seed", "epochs_done", "n_train", "n_test", "n_anomalous"), _is_whole),
+    **dict.fromkeys(("n_missing", "n_distinct", "n_test_seen_in_training", "threads"), _is_whole),
+    **dict.fromkeys(("overrides", "data_classes", "data_formats", "experiments"), _are_texts),
+    **dict.fromkeys(("evaluation", "versions", "machine"), _is_object),
+    **{"known_ratio": _is_area, "auroc_untrained": _is_area, "f1_untrained": _is_area},
+}
+"""What readers rely on in `run.json`, wherever it has them."""
+
+AREAS = ("auroc", "auroc_untrained", "auroc_best_epoch", "aupr_in", "aupr_out", "average_precision", "f1")
+METRICS = {
+    **dict.fromkeys(AREAS, _is_area),
+    "per_class": lambda value: (
+        _is_object(value) and all(area is None or _is_area(area) for area in value.values())
+    ),
+    "auroc_interval": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_area, value)),
+}
+"""The same of `metrics.json`, where all else is a number."""
+
+
+def _of_kind(path: Path, data: dict[str, Any], kinds: Mapping[str, Callable[[Any], bool]]) -> dict[str, Any]:
+    """The object without what is not of its kind, which a warning names; null is of every kind."""
+    otherwise = _is_number if kinds is METRICS else _is_anything
+    wrong = [key for key, value in data.items() if value is not None and not kinds.get(key, otherwise)(value)]
+    if wrong:
+        log.warning("%s: left out, for it is not what runs write: %s", path, ", ".join(map(repr, wrong[:5])))
+    return {key: value for key, value in data.items() if key not in wrong}
+
+
+def _is_anything(_: Any) -> bool:
+    return True
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`; empty where there is no such file, or, with a warning, nothing of use in it."""
+    """The object in `path`; empty where there is no such file, or, with a warning, nothing of use in it.
+
+    The file may be a stranger's: see `own_file`. What is not a finite number is null, as runs write it.
+    """
     try:
-        data = json.loads(path.read_bytes())
+        raw = own_file(path).read_bytes()
+        data = json.loads(raw, parse_constant=lambda _: None, parse_float=_finite, parse_int=_exact)
+        if b"\\ud" in raw.lower():  # half a sign, which no table can hold
+            data = json.loads(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace"))
+        if _is_deep(data):
+            raise ValueError(f"nested more than {DEEPEST} deep")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         log.warning("%s cannot be read and is left out: %s", path, error)
         return {}
     if not isinstance(data, dict):
         log.warning("%s is left out: it holds no JSON object", path)
         return {}
     return data
+
+
+def own_file(path: Path, largest: int = LARGEST, folder: Path | None = None) -> Path:
+    """`path`, where it can be read whatever a stranger put there: a plain file that lies in its folder.
+
+    Raises:
+        OSError: it is not there; it is a link out of `folder` (by default the one it is in), which would show what
+            the folder's maker could not read; a pipe or a device, which may have no end; or larger than `largest`.
+    """
+    try:
+        found = path.resolve(strict=True)
+    except RuntimeError as error:
+        raise OSError(f"it is a link to itself ({error})") from error
+    if (folder or path.parent).resolve() not in found.parents:
+        raise OSError("it is a link that leads out of its folder")
+    if not found.is_file():
+        raise OSError("it is no plain file")
+    if (size := found.stat().st_size) > largest:
+        raise OSError(f"it has {size} bytes, and at most {largest} are read")
+    return found
+
+
+def plain_yaml(text: str) -> str:
+    """The YAML text, if it holds values only.
+
+    Raises:
+        ValueError: it has aliases, of which a few lines can stand for any number of values, or is nested more deeply
+            than a config is.
+        YAMLError: it is no YAML.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has YAML aliases")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} deep")
+    return text
+
+
+def _finite(text: str) -> float | None:
+    """A number of JSON; None for one that is too large to be one."""
+    return number if math.isfinite(number := float(text)) else None
+
+
+def _exact(text: str) -> int | float | None:
+    """A whole number of JSON; one too large for 64 bits is a float, as anywhere else."""
+    return number if abs(number := int(text)) < 2**63 else _finite(text)
+
+
+def _is_deep(data: Any) -> bool:
+    level = [data]
+    for _ in range(DEEPEST):
+        inner = [list(one.values()) if isinstance(one, dict) else one for one in level]
+        level = [value for one in inner if isinstance(one, list) for value in one]
+    return bool(level)
 
 
 @contextmanager
@@ -124,9 +272,9 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, whole or not at all; bytes of a name that are no text are spelled out."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -137,17 +285,27 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table without its index.
+    """Write a table without its index, as UTF-8 and with its texts inert: see `csv_text`."""
+    write_text(path, csv_text(frame))
 
-    A text that a spreadsheet would run as a formula, for it begins with = + - @, gets a ' in front.
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A table as CSV, without its index, with no text in it that a spreadsheet would run as a formula.
+
+    The rule: a text, in a cell or as a column's name, gets a ' in front where it begins, after any ' and white space,
+    with = + - @, a tab, a carriage return, or the full-width form of a sign. Spreadsheets show such a cell as text.
+    Taking one ' off each text that begins so gives back what was written. Numbers are no texts: -0.5 stays -0.5.
     """
-    with replacing(path) as temporary:
-        safe_csv(frame).to_csv(temporary, index=False)
+    inert = frame.map(_inert).rename(columns=_inert)
+    returns = inert.map(lambda cell: isinstance(cell, str) and "\r" in cell).any(axis=None)
+    returns |= any("\r" in str(name) for name in inert)  # which would end a line, were they not quoted
+    return inert.to_csv(
+        index=False, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL, lineterminator="\n"
+    )
 
 
-def safe_csv(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with a ' before each text that begins as a formula does; numbers stay as they are."""
-    return frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell[:1] in FORMULA else cell)
+def _inert(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
 
 
 def _plain(value: Any) -> Any:

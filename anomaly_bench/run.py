@@ -30,6 +30,7 @@ from anomaly_bench.training.checkpoint import (
     save_weights,
 )
 from anomaly_bench.training.control import untrained
+from anomaly_bench.training.determinism import deterministic
 from anomaly_bench.training.scoring import explain_rows, score_rows
 from anomaly_bench.training.trainer import Learned
 from anomaly_bench.twins import keep_last, take_over, twin_of
@@ -54,6 +55,9 @@ def run(job: Job) -> None:
     Raises:
         SettingError: for what a user can put right. The run's folder then holds `error.json`, as after any error.
     """
+    if not (job.folder / "metrics.json").exists():
+        check_that_it_builds(job)
+    open_folder(job.folder)
     with record.alone(job.folder):
         record.sweep_up(job.folder)
         if finished(job) and not job.values["rerun"]:
@@ -63,10 +67,40 @@ def run(job: Job) -> None:
             return
         try:
             begin(job)
-            compute(job)
+            with deterministic(job.values["deterministic"]):
+                compute(job)
         except Exception as error:
             give_up(job, error)
             raise
+
+
+def check_that_it_builds(job: Job) -> None:
+    """Refuse settings that the method cannot be built with, before there is a folder."""
+    try:
+        job.build()
+    except SettingError:
+        raise
+    except Exception as error:  # sizes that networks cannot have come to anything
+        typed = [text for text in job.overrides if text.lstrip("+").startswith(("model.", "data."))]
+        raise SettingError(
+            f"{' '.join(typed or ['model=' + job.names['model']])}: it cannot be built so: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def open_folder(folder: Path) -> None:
+    """Make a run's folder. One that holds links is refused: what they lead to would be written over."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise SettingError(
+            f"runs_dir={str(folder.parent)!r}: no folder can be made there: {error}"
+        ) from error
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise SettingError(
+                f"{path}: it is a link, and a run writes to none; remove it or set runs_dir=..."
+            )
 
 
 def finished(job: Job) -> bool:
@@ -146,6 +180,7 @@ def provenance(job: Job) -> dict[str, Any]:
         "device": str(job.trainer.device),
         "precision": job.trainer.precision,
         "threads": torch.get_num_threads(),
+        "deterministic": job.values["deterministic"],
         "versions": record.versions(),
         "machine": record.machine(),
         "git": record.git_revision(),

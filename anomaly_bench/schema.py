@@ -77,6 +77,7 @@ class Settings:
     abnormal_class: int | str = 0
     normal_class: int | str = 0
     seed: int = 0
+    deterministic: bool = False
     point: Any = None
     runs_dir: str = "runs"
     rerun: bool = False

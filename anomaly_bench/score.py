@@ -18,9 +18,11 @@ from anomaly_bench import metrics
 from anomaly_bench.compose import Trained, load_run
 from anomaly_bench.data.dataset import Column
 from anomaly_bench.data.folder import decode_files, list_images
+from anomaly_bench.data.settings import as_text
 from anomaly_bench.data.table import list_tables, read_rows
 from anomaly_bench.errors import SettingError
 from anomaly_bench.overlays import Overlays
+from anomaly_bench.training.determinism import deterministic
 from anomaly_bench.training.scoring import scoring
 
 log = logging.getLogger("anomaly_bench")
@@ -70,6 +72,7 @@ def score_files(
     device: str = "auto",
     threshold: str | None = None,
     maps: Path | None = None,
+    packages: Sequence[str] = (),
 ) -> Scored:
     """Score images or tables with the detector of a finished run, prepared as the run's own data were.
 
@@ -80,12 +83,13 @@ def score_files(
         threshold: `quantile=0.99`: above that quantile of the run's training scores; `max_train`: above all of
             them; `contamination=0.05`: so large a share of these files is anomalous. None is the run's own.
         maps: folder for a heat map over each image, as PNG.
+        packages: that the run's method may come from, beside this one; see `load_run`.
 
     Raises:
         SettingError: no finished run, no such files, a threshold that cannot be, a method without maps.
     """
     kind, share = rule_of(threshold)
-    trained = load_run(folder, device)
+    trained = load_run(folder, device, packages)
     overlays = overlays_in(maps, trained) if maps is not None else None
     source = (images if trained.scaler is None else tables)(trained, files)
     if trained.values["evaluation"]["batch_norm"] == "batch":
@@ -93,8 +97,9 @@ def score_files(
             "evaluation.batch_norm=batch: the run scored by the statistics of its test batches; new files are "
             "scored one by one, by those of training, and its threshold may not fit them"
         )
-    table = scored(trained, source, overlays)
-    scores, levels, quantiles = table["score"].to_numpy(), *training_quantiles(trained.run)
+    with deterministic(trained.values.get("deterministic") is True):
+        table = scored(trained, source, overlays)
+    scores, levels, quantiles = table["score"].to_numpy(), *training_quantiles(trained.run, folder)
     if kind == "quantile":
         bound = float(np.interp(share, levels, quantiles))
         words = f"{100 * share:.4g} % of the training scores"
@@ -104,7 +109,7 @@ def score_files(
         bound = metrics.quantile_threshold(scores, 1 - share)
         words = f"{100 * share:.4g} % of these rows"
     else:
-        bound, words = trained.metrics["threshold"], "the run's own"
+        bound, words = own_threshold(trained.metrics, folder), "the run's own"
     place = list(table.columns).index("score") + 1
     percentile = (100 * np.interp(scores, quantiles, levels)).round(1)
     table.insert(place, "verdict", np.where(scores > bound, "anomalous", "normal"))
@@ -128,11 +133,28 @@ def rule_of(threshold: str | None) -> tuple[str | None, float]:
     raise SettingError(f"--threshold {threshold}: allowed are {RULES}, where SHARE is from 0 to 1")
 
 
-def training_quantiles(run: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def own_threshold(metrics: dict[str, Any], folder: Path) -> float:
+    """The threshold in `metrics.json`."""
+    if not isinstance(bound := metrics.get("threshold"), int | float):
+        raise SettingError(
+            f"{folder / 'metrics.json'}: its threshold is {bound!r}; give one with --threshold RULE"
+        )
+    return float(bound)
+
+
+def training_quantiles(run: dict[str, Any], folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Levels, from 0 to 1, and the quantiles of training scores there, as `run.json` has them."""
-    kept = run["training_scores"]
-    quantiles = np.asarray(kept["quantiles"])
-    return np.asarray(kept.get("levels", np.linspace(0, 1, len(quantiles)))), quantiles
+    try:
+        kept = run["training_scores"]
+        quantiles = np.asarray(kept["quantiles"], dtype=float)
+        levels = np.asarray(kept.get("levels", np.linspace(0, 1, len(quantiles))), dtype=float)
+        if levels.ndim != 1 or levels.shape != quantiles.shape or not len(levels):
+            raise ValueError(f"{levels.shape} levels and {quantiles.shape} quantiles")
+        if not all(np.isfinite(one).all() and (np.diff(one) >= 0).all() for one in (levels, quantiles)):
+            raise ValueError("they do not rise")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SettingError(f"{folder / 'run.json'}: not the training_scores of a run: {error}") from error
+    return levels, quantiles
 
 
 def images(trained: Trained, files: Sequence[Path]) -> Source:
@@ -142,7 +164,10 @@ def images(trained: Trained, files: Sequence[Path]) -> Source:
     paths = list_images(files)
     size = max(1, min(4096, BLOCK // prod(shape)))
     parts = (paths[start : start + size] for start in range(0, len(paths), size))
-    blocks = ((pd.DataFrame({"file": names_of(part)}), decode_files(part, shape, fit)) for part in parts)
+    blocks = (
+        (pd.DataFrame({"file": [as_text(str(path)) for path in part]}), decode_files(part, shape, fit))
+        for part in parts
+    )
     return Source(len(paths), " files", blocks)
 
 
@@ -150,20 +175,27 @@ def tables(trained: Trained, files: Sequence[Path]) -> Source:
     """The scaled rows of tables, a table at a time."""
     assert trained.scaler is not None
     scaler = trained.scaler
-    columns = [
-        Column(c) if isinstance(c, str) else Column(c[0], tuple(c[1:])) for c in trained.run["columns"]
-    ]
+    columns = columns_of(trained.run)
 
     def block(path: Path) -> tuple[pd.DataFrame, Tensor]:
         x = scaler(read_rows(path, columns))
-        return pd.DataFrame({"file": names_of([path])[0], "row": np.arange(len(x))}), x
+        return pd.DataFrame({"file": as_text(str(path)), "row": np.arange(len(x))}), x
 
     return Source(None, " rows", map(block, list_tables(files)))
 
 
-def names_of(paths: Sequence[Path]) -> list[str]:
-    """Paths as text that every file can hold: bytes that are no text are spelled out."""
-    return [str(path).encode("utf-8", "backslashreplace").decode() for path in paths]
+def columns_of(run: dict[str, Any]) -> list[Column]:
+    """The columns that a run on rows of numbers was trained on, as `run.json` has them."""
+    kept = run.get("columns")
+    if not isinstance(kept, list) or not kept:
+        raise SettingError("run.json names no columns: not of a run on rows of numbers")
+    lists = [[one] if isinstance(one, str) else one for one in kept]
+    if not all(isinstance(one, list) and one and all(isinstance(word, str) for word in one) for one in lists):
+        raise SettingError("run.json: its columns are not what runs write")
+    return [
+        Column(one[0], tuple(one[1:]) if isinstance(was, list) else None)
+        for one, was in zip(lists, kept, strict=True)
+    ]
 
 
 def scored(trained: Trained, source: Source, overlays: Overlays | None) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from hydra.core.config_store import ConfigStore
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from anomaly_bench.compose import Job
 from anomaly_bench.compose import compose as compose_run
 from anomaly_bench.run import run
 from anomaly_bench.schema import Settings
@@ -18,16 +19,21 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 def finished(runs: Path, **choices: str) -> Path:
     """The folder of a run under `runs`; a setting `model__nz` is `model.nz`."""
+    job = job_of(runs, **choices)
+    run(job)
+    return job.folder
+
+
+def job_of(runs: Path, **choices: str) -> Job:
+    """A run under `runs`, to be done."""
     overrides = [f"{name.replace('__', '.')}={value}" for name, value in choices.items()]
     ConfigStore.instance().store("schema", Settings)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         settings = compose("config", [*overrides, f"runs_dir={runs}"])
     names = {"protocol": "leave_one_class_out", "evaluation": "clean"} | choices
-    job = compose_run(
+    return compose_run(
         settings, {group: names[group] for group in ("model", "data", "protocol", "evaluation")}, overrides
     )
-    run(job)
-    return job.folder
 
 
 def digit_files(root: Path, size: int = 16) -> Path:

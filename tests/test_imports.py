@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "schema": set(),
     "record": set(),
     "losses": set(),
+    "arguments": {"errors"},
     "sweep": set(),
     "overlays": {"record"},
     "rows": {"errors"},
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "detector": {"rows", "errors"},
     "wgan": {"detector", "losses"},
     "detectors": {"rows", "detector", "losses", "networks", "wgan", "errors"},
-    "training": {"training", "detector", "rows", "record", "errors"},
+    "training": {"training", "detector", "rows", "record", "arguments", "errors"},
     "report": {"report", "record", "metrics", "errors"},
 }
 """What each room may import of the others."""

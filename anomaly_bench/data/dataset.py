@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomaly_bench.errors import SettingError
+
 
 class Column(NamedTuple):
     """A column of a table: a number, or a category that becomes one 0/1 column for each of its values."""
@@ -28,7 +30,8 @@ class Dataset:
         class_names: one a class; a sub-class is written `class/subclass`.
         official_train: bool `[N]`, True for the rows of the data set's own training part.
         source: where it came from: `torchvision`, `folder`, `scikit-learn`, `synthetic`, `file NAME`.
-        files: paths relative to the data set's folder, one a row, where the rows are files.
+        files: paths relative to the data set's folder, one a row, where the rows are files; bytes that are no text are
+            spelled out in them and in class names.
         mean, std: with which pixels on [0, 1] are scaled for a detector.
         columns: of the table that rows of numbers were made from; NaN in `x` is a missing number.
         scale: how rows of numbers are scaled once a split is known: a kind of `data.scaling`.
@@ -47,6 +50,10 @@ class Dataset:
     columns: tuple[Column, ...] | None = None
     scale: str | None = None
     note: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise SettingError(f"data.std={self.std}: must be above 0, for pixels are divided by it")
 
     @property
     def shape(self) -> tuple[int, ...]:

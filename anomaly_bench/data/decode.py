@@ -17,7 +17,10 @@ class Failure(Exception):
 
 
 def decode(path: str, shape: tuple[int, int, int], fit: str | None) -> np.ndarray:
-    """The first picture of an image file as `uint8` `[H, W, C]`.
+    """The first picture of an image file as `uint8` `[H, W, C]`, its rows as they are stored.
+
+    A camera's note of how it was held (EXIF orientation) is not followed, as torchvision does not. A file whose header
+    claims more than some 179 million pixels is refused before anything is decoded.
 
     Args:
         path: of the file.

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.decode import Failure, decode_all, decode_chunk, is_grey, size_of
-from anomaly_bench.data.settings import check_image_size, data_root, kept_rows, user_cache
+from anomaly_bench.data.settings import as_text, check_image_size, data_root, kept_rows, user_cache, within
 from anomaly_bench.errors import SettingError
 
 LOG = logging.getLogger("anomaly_bench")
@@ -108,10 +108,10 @@ def load(
         name=name,
         x=pixels(folder, files, stamps, shape, None if image_size is None else fit, limit),
         classes=classes,
-        class_names=class_names,
+        class_names=tuple(map(as_text, class_names)),
         official_train=official_train,
         source="synthetic" if (folder / "SYNTHETIC.txt").exists() else "folder",
-        files=files,
+        files=tuple(map(as_text, files)),
         mean=mean,
         std=std,
     )
@@ -129,24 +129,34 @@ def find_files(folder: Path) -> list[ClassFolder]:
 
 
 def in_class_folders(folder: Path, part: str) -> Iterator[ClassFolder]:
-    """The images of a part, `train` or `test`. A class folder may be a link; below it, none is followed."""
+    """The images of a part, `train` or `test`.
+
+    A class folder may be a link. Below it no link to a folder is followed, and one to a file only if that lies in the
+    data set's folder, or where the class folder does.
+    """
     if not (folder / part).is_dir():
         return
     for class_folder in (folder / part).iterdir():
         if class_folder.is_dir() and not class_folder.name.startswith("."):
-            yield from walk(str(class_folder), class_folder.name, part == "train")
+            yield from walk(str(class_folder), class_folder.name, part == "train", (folder, class_folder))
 
 
-def walk(folder: str, class_name: str, train: bool) -> Iterator[ClassFolder]:
-    """The images of a folder, and of its sub-classes' folders; hidden names are left out."""
+def walk(folder: str, class_name: str, train: bool, around: tuple[Path, ...]) -> Iterator[ClassFolder]:
+    """The images of a folder, and of its sub-classes' folders, but for hidden names and links out of `around`."""
     found = {}
+    links = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if is_image(entry.name) and entry.is_file():
+            if is_image(entry.name) and entry.is_symlink():
+                links.append(Path(entry.path))
+            elif is_image(entry.name) and entry.is_file():
                 stat = entry.stat()
                 found[entry.name] = stat.st_size, stat.st_mtime_ns
             elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-                yield from walk(entry.path, f"{class_name}/{entry.name}", train)
+                yield from walk(entry.path, f"{class_name}/{entry.name}", train, around)
+    for path in within(links, *around):
+        stat = path.stat()
+        found[path.name] = stat.st_size, stat.st_mtime_ns
     if found:
         names = sorted(found)
         yield ClassFolder(train, class_name, names, [found[name] for name in names])
@@ -318,7 +328,7 @@ def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
             found.add(path)
             continue
         for where, _, names in os.walk(path):
-            found.update(Path(where, name) for name in filter(is_image, names))
+            found.update(within([Path(where, name) for name in filter(is_image, names)], path))
     if not found:
         raise SettingError(f"{', '.join(map(str, given))}: no images there ({' '.join(SUFFIXES)})")
     return sorted(found)

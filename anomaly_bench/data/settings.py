@@ -1,11 +1,15 @@
 """What every loader needs of its settings: where data lies, which sizes are allowed, which rows are kept."""
 
+import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from anomaly_bench.errors import SettingError
+
+LOG = logging.getLogger("anomaly_bench")
 
 
 def user_cache() -> Path:
@@ -19,9 +23,34 @@ def data_root(root: str | Path | None) -> Path:
     return Path(chosen).expanduser() if chosen else user_cache()
 
 
+def as_text(name: str) -> str:
+    """A name of a file as text that every file can hold: bytes that are no text are spelled out."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def within(files: Iterable[Path], *folders: Path) -> list[Path]:
+    """The plain files among those found in folders; links that lead out of the folders are left out, with a warning.
+
+    A link to a file that its owner did not put there would bring it among the data, and a pipe would be waited for.
+    """
+    allowed = [os.path.realpath(folder) for folder in folders]
+    kept, outside = [], []
+    for path in files:
+        if path.is_symlink() and not any(Path(os.path.realpath(path)).is_relative_to(one) for one in allowed):
+            outside.append(path)
+        elif path.is_file():
+            kept.append(path)
+    if outside:
+        LOG.warning(
+            "%d links lead out of %s and are left out, the first is %s",
+            *(len(outside), ascii(str(folders[0])), ascii(str(outside[0]))),
+        )
+    return kept
+
+
 def check_image_size(image_size: int | None) -> None:
     """Refuse an `image_size` that is neither null nor a number of pixels."""
-    if image_size is not None and not (isinstance(image_size, int) and 1 <= image_size <= 4096):
+    if image_size is not None and not (type(image_size) is int and 1 <= image_size <= 4096):
         raise SettingError(f"data.image_size={image_size}: allowed are 1 to 4096 pixels, or null")
 
 
@@ -37,7 +66,7 @@ def kept_rows(classes: np.ndarray, official_train: np.ndarray, limit: int | None
     """
     if limit is None:
         return np.arange(len(classes))
-    if not isinstance(limit, int) or limit < 1:
+    if type(limit) is not int or limit < 1:
         raise SettingError(f"data.limit={limit}: allowed is a number of rows from 1, or null for all")
     kept = [_spread(np.flatnonzero(part), classes, limit) for part in (official_train, ~official_train)]
     return np.sort(np.concatenate(kept))

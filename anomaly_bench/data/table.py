@@ -6,7 +6,7 @@ number stays NaN here, and becomes a median of training rows when the rows are s
 """
 
 import logging
-import zipfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from anomaly_bench.data.dataset import Column, Dataset
+from anomaly_bench.data.mat import read_apart
+from anomaly_bench.data.settings import within
 from anomaly_bench.errors import SettingError
 
 LOG = logging.getLogger("anomaly_bench")
@@ -87,7 +89,7 @@ def read_rows(path: Path, columns: Sequence[Column]) -> Tensor:
 
 
 def list_tables(paths: Sequence[Path]) -> list[Path]:
-    """Tables as they are given; a folder stands for the tables in it and below, sorted.
+    """Tables as they are given; a folder stands for the tables in it and below, sorted, as `within` takes them.
 
     Raises:
         SettingError: a folder without tables.
@@ -96,7 +98,8 @@ def list_tables(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         inside = [path]
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("[!.]*") if file.suffix.lower() in SUFFIXES)
+            files = (file for file in path.rglob("[!.]*") if file.suffix.lower() in SUFFIXES)
+            inside = within(sorted(files), path)
         if not inside:
             raise SettingError(f"{path}: no tables there ({' '.join(SUFFIXES)})")
         found += inside
@@ -112,11 +115,13 @@ def read(path: Path) -> pd.DataFrame | dict[str, np.ndarray]:
     try:
         match path.suffix.lower():
             case ".csv":
-                return pd.read_csv(path)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", pd.errors.ParserWarning)  # of lines longer than the header
+                    return pd.read_csv(path, index_col=False)
             case ".parquet":
                 return pd.read_parquet(path)
             case ".npz":
-                with np.load(path) as file:
+                with path.open("rb") as opened, np.load(opened) as file:
                     return {key: file[key] for key in file.files}
             case _:
                 return read_mat(path)
@@ -124,8 +129,12 @@ def read(path: Path) -> pd.DataFrame | dict[str, np.ndarray]:
         raise SettingError(
             f"{path}: {error.name} is needed to read it; install anomaly-bench[tables]"
         ) from error
-    except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise SettingError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    except (
+        Exception
+    ) as error:  # on damaged files, readers raise nearly anything, MemoryError for sizes made up
+        raise SettingError(
+            f"{path}: cannot be read: {' '.join(str(error).split())[:300] or type(error).__name__}"
+        ) from error
 
 
 def read_mat(path: Path) -> dict[str, np.ndarray]:
@@ -137,13 +146,7 @@ def read_mat(path: Path) -> dict[str, np.ndarray]:
 
         with h5py.File(path) as hdf5:
             return {key: value[()].T for key, value in hdf5.items() if isinstance(value, h5py.Dataset)}
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        return {key: value for key, value in loadmat(path).items() if not key.startswith("__")}
-    except MatReadError as error:
-        raise ValueError(str(error)) from error
+    return read_apart(path)
 
 
 def of_frame(
@@ -151,6 +154,8 @@ def of_frame(
 ) -> tuple[Tensor, tuple[Column, ...], np.ndarray]:
     """Rows, columns and labels of a frame."""
     frame = frame.rename(columns=str)
+    if f"{label}.1" in frame:  # pandas' name for a second one, which would be learned from
+        raise SettingError(f"data.label={label}: {path.name} has two columns of that name; rename one")
     if label not in frame:
         raise SettingError(
             f"data.label={'null' if label is None else label}: the column of classes in {path.name}; "
@@ -171,8 +176,8 @@ def of_arrays(
             f"there are {some([f'{key} {value.shape}' for key, value in arrays.items()])}"
         )
     names = arrays.get("columns", np.array([f"x{number}" for number in range(x.shape[1])]))
-    if len(names) != x.shape[1]:
-        raise SettingError(f"{path}: X has {x.shape[1]} columns, and {len(names)} names for them")
+    if names.shape != (x.shape[1],):
+        raise SettingError(f"{path}: X has {x.shape[1]} columns, and {names.size} names for them")
     return numbers(x, path), tuple(Column(str(name)) for name in names), arrays[label].ravel()
 
 
@@ -240,6 +245,8 @@ def numbers(x: np.ndarray, path: Path) -> Tensor:
 
 def named_classes(labels: np.ndarray, path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     """Class names, and the class of each row as int64 `[N]`."""
+    if any(isinstance(value, list | tuple | dict | np.ndarray) for value in labels):
+        raise SettingError(f"{path}: the labels hold lists, not classes")
     missing = int(pd.isna(labels).sum())
     if missing:
         raise SettingError(f"{path}: {missing} of {len(labels)} rows have no label")
@@ -257,7 +264,7 @@ def spread_rows(n: int, limit: int | None) -> np.ndarray:
     """Row numbers of at most `limit` of `n` rows, evenly spaced, so that the share of each class stays."""
     if limit is None:
         return np.arange(n)
-    if not isinstance(limit, int) or limit < 1:
+    if type(limit) is not int or limit < 1:
         raise SettingError(f"data.limit={limit}: allowed is a number of rows from 1, or null for all")
     return np.linspace(0, n - 1, min(limit, n)).round().astype(np.int64)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from anomaly_bench.record import Record
+from anomaly_bench.record import Record, plain_yaml
 from anomaly_bench.report.printed import Printed
 from anomaly_bench.report.results import SHOWN_ELSEWHERE
 
@@ -96,7 +96,10 @@ def _holds(record: Record, settings: str) -> bool:
 
 @cache
 def _values(config: str) -> Any:
-    return yaml.safe_load(config)
+    try:
+        return yaml.safe_load(plain_yaml(config))
+    except (yaml.YAMLError, ValueError):  # of a stranger's run
+        return {}
 
 
 def rows_of(theirs: Sequence[Printed], records: Sequence[Record], evaluations: Sequence[str]) -> list[Row]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from anomaly_bench.record import Record, write_text
+from anomaly_bench.record import Record, own_file, write_text
 from anomaly_bench.report.comparisons import row_name
 from anomaly_bench.report.formats import Table
 from anomaly_bench.report.pictures import Picture
@@ -101,7 +101,7 @@ class _Album:
     def add(self, caption: str, path: Path) -> dict[str, Any]:
         """A picture, given without the `.png` and `.svg` of its files: the smaller of them, and links to both."""
         files = {kind: path.with_name(f"{path.name}.{kind}") for kind in ("svg", "png")}
-        files = {kind: file for kind, file in files.items() if file.is_file()}
+        files = {kind: file for kind, file in files.items() if _is_own(file, path.parent)}
         sizes = {kind: -(-file.stat().st_size // 3) * 4 for kind, file in files.items()}
         kind = min(sizes, key=lambda kind: sizes[kind], default="")
         source = ""
@@ -219,11 +219,20 @@ def _files(folder: Path, run: Path, album: _Album) -> dict[str, Any]:
     """
     if folder.resolve().parent not in run.resolve().parents:
         return {"links": {}, "pictures": []}
-    stems = sorted({path.stem for path in (run / "figures").glob("*.[ps][nv]g")})
+    pictures = (run / "figures").glob("*.[ps][nv]g")
+    stems = sorted({path.stem for path in pictures if _is_own(path, run)})
     return {
-        "links": {name: _link(folder, run / name) for name in FILES if (run / name).is_file()},
+        "links": {name: _link(folder, run / name) for name in FILES if _is_own(run / name, run)},
         "pictures": [album.add(stem.replace("_", " "), run / "figures" / stem) for stem in stems],
     }
+
+
+def _is_own(path: Path, run: Path) -> bool:
+    """Whether it is a plain file that lies in the run's folder: no link brings another into the page."""
+    try:
+        return bool(own_file(path, folder=run))
+    except OSError:
+        return False
 
 
 def _link(folder: Path, path: Path) -> str:

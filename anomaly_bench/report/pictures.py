@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from anomaly_bench.record import Record, safe_name
+from anomaly_bench.record import Record, own_file, safe_name
 from anomaly_bench.report import comparisons, figures
 from anomaly_bench.report.comparison import ranking, shared_blocks
 from anomaly_bench.report.comparisons import GRID, MOST_LINES, MOST_PANELS, Point, row_name
@@ -242,7 +242,7 @@ def _by_panel(curves: Sequence[tuple[Run, np.ndarray]], rows: Sequence[str]) -> 
 def _scores(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """Truth (bool `[N]`) and scores `[N]` of a run; None where they are not there or make no curve."""
     try:
-        frame = pd.read_csv(folder / "scores.csv", usecols=["label", "score"], dtype=float)
+        frame = pd.read_csv(own_file(folder / "scores.csv"), usecols=["label", "score"], dtype=float)
     except (OSError, ValueError):
         return None
     truth, scores = frame["label"].to_numpy() == 1, frame["score"].to_numpy()
@@ -269,7 +269,8 @@ def _learning(runs: Sequence[Run]) -> list[tuple[Run, np.ndarray]]:
     curves = []
     for run in runs:
         try:
-            aurocs = pd.read_csv(run.record.folder / "losses.csv", usecols=["auroc"], dtype=float)["auroc"]
+            path = own_file(run.record.folder / "losses.csv")
+            aurocs = pd.read_csv(path, usecols=["auroc"], dtype=float)["auroc"]
         except (OSError, ValueError):
             continue
         share, given = np.arange(1, len(aurocs) + 1) / len(aurocs), aurocs.notna().to_numpy()

@@ -20,6 +20,9 @@ CELL = ("data", "protocol", *ROW, "class", "n", "epochs", *NUMBERS)
 
 SHOWN_ELSEWHERE = SWEPT | {"model", "data", "protocol", "evaluation", "experiment", "runs_dir", "rerun"}
 
+NAMED = ("data", "protocol", "model", "seed")
+"""What a record has to say to stand in a table."""
+
 Line = dict[str, Any]
 
 
@@ -32,7 +35,7 @@ def latest(records: Sequence[Record]) -> list[Record]:
     def age(record: Record) -> tuple[bool, str]:
         return record.status == "finished", str(record.run.get("finished") or record.run.get("started"))
 
-    named = [record for record in records if {"data", "protocol", "model"} <= record.run.keys()]
+    named = [record for record in records if all(record.run.get(key) is not None for key in NAMED)]
     return list({_identity(record): record for record in sorted(named, key=age)}.values())
 
 

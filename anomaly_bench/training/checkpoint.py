@@ -84,8 +84,10 @@ class Checkpoint:
             tensors, metadata = load_tensors(path)
             facts = json.loads(metadata["checkpoint"])
             facts["history"] = [Epoch(**line) for line in facts["history"]]
-            return cls(tensors=tensors, **facts)
-        except (KeyError, ValueError, TypeError) as error:
+            kept = cls(tensors=tensors, **facts)
+            kept.check()
+            return kept
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise SettingError(
                 f"{path}: not a checkpoint ({error}); rerun=true starts the run anew"
             ) from error
@@ -100,6 +102,20 @@ class Checkpoint:
                 file.unlink()  # lest it take the place of the one before it
                 log.warning("%s is damaged; the run goes on from what was kept before it", file)
         return None
+
+    def check(self) -> None:
+        """Raise a TypeError where facts are not of their types, as in a file that no run has written."""
+        plain = {"stage": int, "epoch": int, "rows": int, "name": str, "step": str, "losses": dict}
+        for one in (self, *self.history):
+            for name, value in vars(one).items():
+                if name in plain and type(value) is not plain[name]:
+                    raise TypeError(f"its {name} is {value!r}")
+            if isinstance(one, Epoch):
+                numbers = [one.seconds, *([] if one.auroc is None else [one.auroc]), *one.losses.values()]
+                if not all(type(number) in (int, float) for number in numbers):
+                    raise TypeError(f"an epoch has {numbers}")
+        if not isinstance(self.over, bool) or not isinstance(self.groups, list):
+            raise TypeError("it does not say where the run stands")
 
     @property
     def model(self) -> dict[str, Tensor]:
@@ -191,10 +207,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         SettingError: it is none, or not what was written.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no plain file")  # a pipe would be waited for
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
         raise SettingError(f"{path}: not a safetensors file, or damaged ({error})") from error
     written = metadata.pop(SUM, None)  # files of older versions have none
     if written is not None and written != check_sum(tensors, metadata):

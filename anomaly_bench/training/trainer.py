@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from anomaly_bench.arguments import MOST
 from anomaly_bench.detector import Batch, Detector, Rows, Stage
 from anomaly_bench.errors import SettingError
 from anomaly_bench.training.capture import MODES, Prepared, prepared
@@ -70,12 +72,12 @@ class Trainer:
             ("max_epochs", max_epochs, 0),
             ("eval_every", eval_every, 0),
         ):
-            if value is not None and value < least:
-                raise SettingError(f"trainer.{name}={value}: must be at least {least}")
+            if value is not None and not least <= value <= MOST:
+                raise SettingError(f"trainer.{name}={value}: must be at least {least}, and at most {MOST}")
         if compile not in MODES:
             raise SettingError(f"trainer.compile={compile}: allowed are {', '.join(MODES)}")
-        if epoch_scale <= 0:
-            raise SettingError(f"trainer.epoch_scale={epoch_scale}: must be above 0")
+        if not 0 < epoch_scale <= MOST:
+            raise SettingError(f"trainer.epoch_scale={epoch_scale}: must be above 0, and at most {MOST}")
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
         self.batch_size = batch_size
@@ -130,11 +132,13 @@ class Trainer:
         order = torch.Generator().manual_seed(seed)
         kept = Checkpoint.last(keep) if keep is not None else None
         if kept:
-            detector.load_state_dict(kept.model)
+            with fitting(keep):
+                detector.load_state_dict(kept.model)
         history = list(kept.history) if kept else []
         walk = Walk(detector, train)
         for number, stage in enumerate(walk):
-            done = resumed(kept, number, detector, stage, train.device, order)
+            with fitting(keep):
+                done = resumed(kept, number, detector, stage, train.device, order)
             detector.train()
             if done >= self.epochs(stage):
                 continue
@@ -195,6 +199,17 @@ class Trainer:
         losses = dict(zip(names, means, strict=True))
         seconds = time.perf_counter() - started
         return Epoch(number, stage.name, epoch, losses, steps * size, seconds, step=run.how)
+
+
+@contextmanager
+def fitting(keep: Path | None) -> Iterator[None]:
+    """Tell of a state that was kept by another method, another version, or a stranger, in a line."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise SettingError(
+            f"{keep}: what it keeps is not of this run ({' '.join(str(error).split())[:300]}); rerun=true starts anew"
+        ) from error
 
 
 @dataclass(frozen=True)
