@@ -48,11 +48,10 @@ def stop(*_: object) -> None:
 
 def answer(arguments: list[str]) -> int:
     """Do what the arguments say; gives the exit code: 2 for what the user can put right, 1 for a failure."""
-    commands = {"report": report, "score": score, "list": list_choices}
     try:
-        if arguments and arguments[0] in commands:
+        if arguments and arguments[0] in COMMANDS:
             with notices():
-                return commands[arguments[0]](arguments[1:])
+                return COMMANDS[arguments[0]](arguments[1:])
         return launch(arguments)
     except SettingError as error:
         return refuse(str(error))
@@ -425,6 +424,10 @@ def headline(path: Path) -> str:
     """The first comment of a config, which says what it is; Hydra's own `# @package` stands above it."""
     with path.open(encoding="utf-8") as lines:
         return next((line.lstrip("# ").rstrip() for line in lines if re.match("# [^@]", line)), "")
+
+
+COMMANDS = {"report": report, "score": score, "list": list_choices}
+"""What `anomaly-bench WORD ...` calls; all else is a run."""
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""The documentation's pages follow from what they are about."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    """Every page's Markdown."""
+    made = importlib.util.spec_from_file_location("pages", CHECKOUT / "docs" / "pages.py")
+    assert made is not None
+    assert made.loader is not None
+    module = importlib.util.module_from_spec(made)
+    made.loader.exec_module(module)
+    return module.pages()
+
+
+def test_every_method_has_a_page_with_its_docstring_config_and_class(pages):
+    for path in (CHECKOUT / "configs" / "model").glob("*.yaml"):
+        page, text = pages[f"methods/{path.stem}.md"], path.read_text()
+        assert text in page
+        assert "::: anomaly_bench.detectors." in page
+        if target := yaml.safe_load(text).get("_target_"):
+            assert f"::: {target}\n" in page
+            source = CHECKOUT / f"{target.rpartition('.')[0].replace('.', '/')}.py"
+            first = source.read_text().split('"""')[1].splitlines()[0]
+            assert f"# {path.stem}\n\n{first}\n" in page
+
+
+def test_numbers_are_those_of_the_results(pages):
+    assert "None were published here yet." in pages["methods/rdp.md"]
+    page = pages["methods/ganomaly.md"]
+    assert "| ganomaly_mnist " in page
+    assert "0.770" in page  # the mean of results/ganomaly_mnist, in its table.csv
+    assert "0.781" in page  # the paper's
+
+
+def test_commands_say_what_they_say_in_a_terminal(pages):
+    for word in (
+        "anomaly-bench score [-h]",
+        "--fail-on-anomaly",
+        "anomaly-bench report [-h]",
+        "geotrans_cifar10",
+    ):
+        assert word in pages["commands.md"]
+
+
+def test_no_page_links_to_a_file_that_is_not_there(pages):
+    for path, text in pages.items():
+        assert "](results/" not in text, path
+        assert "](../" not in text, path
