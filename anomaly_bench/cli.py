@@ -45,7 +45,7 @@ def stop(*_: object) -> None:
 
 def answer(arguments: list[str]) -> int:
     """Do what the arguments say; gives the exit code: 2 for what the user can put right, 1 for a failure."""
-    commands = {"report": report, "score": score, "list": list_choices}
+    commands = {"report": report, "score": score, "export": export, "list": list_choices}
     try:
         if arguments and arguments[0] in commands:
             with notices():
@@ -364,6 +364,22 @@ def score(arguments: list[str]) -> int:
             f"above {scored.threshold:.6g} ({scored.rule})"
         )
     return FOUND if given.fail_on_anomaly and scored.n_anomalous else 0
+
+
+def export(arguments: list[str]) -> int:
+    """`export RUN_DIR`: a trained run as one file, which scores without this package."""
+    parser = argparse.ArgumentParser("anomaly-bench export", description=export.__doc__)
+    parser.add_argument("run_dir", type=Path, help="folder of a finished run")
+    parser.add_argument("--format", required=True, choices=["onnx", "torch"], help="of ONNX, or torch.export's")
+    parser.add_argument(
+        "--output", type=Path, help="FILE.onnx or FILE.pt2 to write; default: RUN_DIR/model.onnx or .pt2"
+    )
+    given = parser.parse_args(arguments)
+    from anomaly_bench.export import export as export_run
+
+    path, difference = export_run(given.run_dir, given.format, given.output)
+    print(f"{path}: scores as the run does, to {difference:.1g} of the largest value")
+    return 0
 
 
 def list_choices(arguments: list[str]) -> int:
