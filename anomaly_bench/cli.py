@@ -370,7 +370,9 @@ def export(arguments: list[str]) -> int:
     """`export RUN_DIR`: a trained run as one file, which scores without this package."""
     parser = argparse.ArgumentParser("anomaly-bench export", description=export.__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a finished run")
-    parser.add_argument("--format", required=True, choices=["onnx", "torch"], help="of ONNX, or torch.export's")
+    parser.add_argument(
+        "--format", required=True, choices=["onnx", "torch"], help="of ONNX, or torch.export's"
+    )
     parser.add_argument(
         "--output", type=Path, help="FILE.onnx or FILE.pt2 to write; default: RUN_DIR/model.onnx or .pt2"
     )

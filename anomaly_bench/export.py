@@ -33,28 +33,25 @@ PROBES = 24
 """Rows that the file is checked with, in batches of PARTS: an exporter may have fixed the size of a batch."""
 PARTS = (1, 16, 7)
 
-Outputs = Sequence[Tensor]
-
 
 class Scoring(nn.Module):
     """What the file computes: rows as a user has them, scaled as the detector wants them, and their score."""
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: Trained, with_map: bool) -> None:
         super().__init__()
         data = trained.values["data"]
         self.detector = trained.detector
         self.mean, self.std = data.get("mean", 0.5), data.get("std", 0.5)
-        self.scaler_parts = trained.scaler is not None
+        self.with_map, self.of_images = with_map, trained.scaler is None
         for name, part in (trained.scaler._asdict() if trained.scaler else {}).items():
             self.register_buffer(name, part)
-        self.with_map = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Score `[N]` and, `with_map`, the map `[N, H, W]` of images on [0, 1] or of rows without scaling."""
-        if self.scaler_parts:
-            x = Scaler(self.fill, self.shift, self.factor)(x)  # pyright: ignore[reportArgumentType]
-        else:
+        """Score `[N]` and, `with_map`, the map `[N, H, W]` of images on [0, 1] or of unscaled rows."""
+        if self.of_images:
             x = x * 255 * (1 / (255 * self.std)) - self.mean / self.std  # to the bit what a run computes
+        else:
+            x = Scaler(self.fill, self.shift, self.factor)(x)  # pyright: ignore[reportArgumentType]
         if not self.with_map:
             return (self.detector.score(x).float(),)
         said = self.detector.explain(x)
@@ -97,15 +94,16 @@ def written(trained: Trained, form: str, path: Path) -> float:
     if not trained.detector.foldable:
         raise SettingError(f"{name} cannot be exported: it scores by descending on each row, as no graph can")
     warn_of_batch_statistics(trained)
-    x, module = probes(trained), Scoring(trained)
+    x = probes(trained)
     with scoring(trained.detector, torch.device("cpu"), precision="fp32", fold=trained.trainer.fold):
-        module.with_map = trained.scaler is None and trained.detector.explain(x[:1]).map is not None
-        expected = [module(part) for part in x.split(PARTS)]
+        expected = outputs_of_run(trained, x)
+        given = x / 255 if trained.scaler is None else x
+        module = Scoring(trained, with_map=len(expected) > 1)
         with record.replacing(path) as temporary:
             try:
                 with quiet():
-                    write(form, program_of(module, x), temporary, facts_of(trained))
-                    found = outputs_of(form, temporary, x.split(PARTS))
+                    write(form, program_of(module, given), temporary, facts_of(trained))
+                    found = outputs_of_file(form, temporary, given)
             except Exception as error:
                 raise SettingError(
                     f"{name} cannot be exported by --format {form}: {reason_in(error)}"
@@ -120,16 +118,27 @@ def written(trained: Trained, form: str, path: Path) -> float:
 
 
 def probes(trained: Trained) -> Tensor:
-    """Rows to check with: images `[N, C, H, W]` on [0, 1] of noise, from coarse to fine; rows `[N, D]` with gaps."""
+    """Rows as a data set has them: uint8 images `[N, C, H, W]`, noise of four grains; rows `[N, D]` with gaps."""
     draw = torch.Generator().manual_seed(0)
     shape = trained.run["shape"]
     if trained.scaler is not None:
         scaler = trained.scaler
         x = scaler.shift + (2 * torch.rand(PROBES, *shape, generator=draw) - 0.5) / scaler.factor
         return x.masked_fill(torch.rand(x.shape, generator=draw) < 0.05, torch.nan)
-    sides = [min(side, *shape[1:]) for side in (2, 5, 12, max(shape[1:]))]
-    coarse = [torch.rand(PROBES // 4, shape[0], side, side, generator=draw) for side in sides]
-    return torch.cat([nn.functional.interpolate(x, shape[1:], mode="bilinear") for x in coarse])
+    grains = [
+        torch.rand(PROBES // 4, shape[0], side, side, generator=draw) for side in (2, 5, 12, max(shape[1:]))
+    ]
+    noise = torch.cat([nn.functional.interpolate(x, shape[1:], mode="bilinear") for x in grains])
+    return (255 * noise).round().to(torch.uint8)
+
+
+def outputs_of_run(trained: Trained, x: Tensor) -> list[Tensor]:
+    """Scores `[N]` of rows as a data set has them and, where images have one, the map, as `score` computes them."""
+    data, scaler = trained.values["data"], trained.scaler
+    rows = trained.trainer.rows(scaler(x) if scaler else x, data.get("mean", 0.5), data.get("std", 0.5))
+    said = trained.detector.explain(rows.take(torch.arange(len(x))))
+    score = trained.detector.score(rows.take(torch.arange(len(x))))
+    return [score.float()] if said.map is None or scaler else [score.float(), said.map.float()]
 
 
 def facts_of(trained: Trained) -> dict[str, str]:
@@ -155,6 +164,30 @@ def program_of(module: Scoring, x: Tensor) -> ExportedProgram:
     return torch.export.export(module, (x,), dynamic_shapes=({0: Dim("batch")},), strict=False)
 
 
+def substituted(
+    a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Tensor:
+    """X of A X = B for lower triangular A `[..., D, D]`, row by row: ONNX has no such operator."""
+    if upper or not left or unitriangular:
+        return NotImplemented
+    rows: list[Tensor] = []
+    for i in range(a.shape[-1]):
+        known = sum((a[..., i, j, None] * row for j, row in enumerate(rows)), torch.zeros_like(b[..., i, :]))
+        rows.append((b[..., i, :] - known) / a[..., i, i, None])
+    return torch.stack(rows, -2)
+
+
+def distances(a: Tensor, b: Tensor, p: float, compute_mode: int | None) -> Tensor:
+    """Euclidean distances `[N, M]` of `[N, D]` and `[M, D]`, which ONNX has no operator for either."""
+    return (a[:, None] - b).square().sum(-1).sqrt() if p == 2 else NotImplemented
+
+
+ONNX_LACKS = {
+    torch.ops.aten.linalg_solve_triangular.default: substituted,
+    torch.ops.aten._cdist_forward.default: distances,
+}
+
+
 def write(form: str, program: ExportedProgram, path: Path, facts: dict[str, str]) -> None:
     """Write a program with the facts of its run."""
     if form == "torch":
@@ -162,6 +195,7 @@ def write(form: str, program: ExportedProgram, path: Path, facts: dict[str, str]
         torch.export.save(program, buffer, extra_files={FACTS: json.dumps(facts)})
         path.write_bytes(buffer.getbuffer())
         return
+    program = program.run_decompositions(ONNX_LACKS)
     names = ["score", "map"][: len(program.graph_signature.user_outputs)]
     model = torch.onnx.export(program, dynamo=True, input_names=["x"], output_names=names, verbose=False)
     assert model is not None
@@ -169,9 +203,9 @@ def write(form: str, program: ExportedProgram, path: Path, facts: dict[str, str]
     model.save(path, external_data=False)
 
 
-def outputs_of(form: str, path: Path, parts: Sequence[Tensor]) -> list[Outputs]:
-    """What a written file says of each of some batches."""
-    run: Callable[[Tensor], Outputs]
+def outputs_of_file(form: str, path: Path, x: Tensor) -> list[Tensor]:
+    """Scores and, if it has them, maps that a written file gives for rows."""
+    run: Callable[[Tensor], Sequence[Tensor]]
     if form == "torch":
         run = torch.export.load(io.BytesIO(path.read_bytes())).module()
     else:
@@ -179,20 +213,17 @@ def outputs_of(form: str, path: Path, parts: Sequence[Tensor]) -> list[Outputs]:
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-        def run(x: Tensor) -> Outputs:
+        def run(x: Tensor) -> list[Tensor]:
             return [torch.from_numpy(y) for y in session.run(None, {"x": x.numpy()})]
 
-    return [run(part) for part in parts]
+    return [torch.cat(parts) for parts in zip(*map(run, x.split(PARTS)), strict=True)]
 
 
-def largest_difference(expected: list[Outputs], found: list[Outputs]) -> float:
+def largest_difference(expected: list[Tensor], found: list[Tensor]) -> float:
     """Of scores or maps, in parts of their largest value; NaN where any of them is not finite."""
-    pairs = [
-        tuple(map(torch.cat, pair))
-        for pair in zip(zip(*expected, strict=True), zip(*found, strict=True), strict=True)
-    ]
     differences = [
-        ((there - here).abs().amax() / here.abs().amax().clamp_min(1e-12)) for here, there in pairs
+        (there - here).abs().amax() / here.abs().amax().clamp_min(1e-12)
+        for here, there in zip(expected, found, strict=True)
     ]
     return torch.stack(differences).amax().item()
 
