@@ -404,6 +404,24 @@ def score(arguments: list[str]) -> int:
     return FOUND if given.fail_on_anomaly and scored.n_anomalous else 0
 
 
+def export(arguments: list[str]) -> int:
+    """`export RUN_DIR`: a trained run as one file, which scores without this package."""
+    parser = argparse.ArgumentParser("anomaly-bench export", description=export.__doc__)
+    parser.add_argument("run_dir", type=Path, help="folder of a finished run")
+    parser.add_argument(
+        "--format", required=True, choices=["onnx", "torch"], help="of ONNX, or torch.export's"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="FILE.onnx or FILE.pt2 to write; default: RUN_DIR/model.onnx or .pt2"
+    )
+    given = parser.parse_args(arguments)
+    from anomaly_bench.export import export as export_run
+
+    path, difference = export_run(given.run_dir, given.format, given.output)
+    print(f"{path}: scores as the run does, to {difference:.1g} of the largest value")
+    return 0
+
+
 def list_choices(arguments: list[str]) -> int:
     """`list [models|data|protocols|experiments]`: what there is, a line each."""
     parser = argparse.ArgumentParser("anomaly-bench list", description=list_choices.__doc__)
@@ -426,7 +444,7 @@ def headline(path: Path) -> str:
         return next((line.lstrip("# ").rstrip() for line in lines if re.match("# [^@]", line)), "")
 
 
-COMMANDS = {"report": report, "score": score, "list": list_choices}
+COMMANDS = {"report": report, "score": score, "export": export, "list": list_choices}
 """What `anomaly-bench WORD ...` calls; all else is a run."""
 
 

@@ -92,11 +92,7 @@ def score_files(
     trained = load_run(folder, device, packages)
     overlays = overlays_in(maps, trained) if maps is not None else None
     source = (images if trained.scaler is None else tables)(trained, files)
-    if trained.values["evaluation"]["batch_norm"] == "batch":
-        log.warning(
-            "evaluation.batch_norm=batch: the run scored by the statistics of its test batches; new files are "
-            "scored one by one, by those of training, and its threshold may not fit them"
-        )
+    warn_of_batch_statistics(trained)
     with deterministic(trained.values.get("deterministic") is True):
         table = scored(trained, source, overlays)
     scores, levels, quantiles = table["score"].to_numpy(), *training_quantiles(trained.run, folder)
@@ -115,6 +111,15 @@ def score_files(
     table.insert(place, "verdict", np.where(scores > bound, "anomalous", "normal"))
     table.insert(place + 1, "percentile", percentile)
     return Scored(table, bound, words)
+
+
+def warn_of_batch_statistics(trained: Trained) -> None:
+    """Say so where the run's own scores are not those of single rows."""
+    if trained.values["evaluation"]["batch_norm"] == "batch":
+        log.warning(
+            "evaluation.batch_norm=batch: the run scored by the statistics of its test batches; new files are "
+            "scored one by one, by those of training, and its threshold may not fit them"
+        )
 
 
 def rule_of(threshold: str | None) -> tuple[str | None, float]:

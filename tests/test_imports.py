@@ -34,7 +34,7 @@ MAY_IMPORT = {
 }
 """What each room may import of the others."""
 
-AT_THE_END = {"__init__", "cli", "compose", "run", "score", "twins", "worker"}
+AT_THE_END = {"__init__", "cli", "compose", "export", "run", "score", "twins", "worker"}
 """These put the rooms together, and no room imports them."""
 
 

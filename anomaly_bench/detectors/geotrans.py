@@ -122,7 +122,7 @@ class GeoTrans(Detector):
     def log_p(self, x: Tensor) -> Tensor:
         """log p_t(x), float64 `[N, T, T]`: what is said of each transformation of images `[N, C, S, S]`."""
         parts = [self.net(self.transform.views(part)) for part in x.split(max(1, AT_ONCE // self.kinds))]
-        return torch.cat(parts).double().log_softmax(1).view(len(x), self.kinds, self.kinds)
+        return torch.cat(parts).double().log_softmax(1).view(x.shape[0], self.kinds, self.kinds)
 
     def score(self, x: Tensor) -> Tensor:
         """A(x), `[N]`."""

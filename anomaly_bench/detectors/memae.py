@@ -172,5 +172,5 @@ class MemAE(Detector):
         residual = (x - rebuilt).float().square()
         shown = residual.mean(1) if x.dim() == 4 else None
         return Explanation(
-            residual.flatten(1).sum(1), shown, rebuilt, weights.view(len(x), -1, len(self.memory)).mean(1)
+            residual.flatten(1).sum(1), shown, rebuilt, weights.view(x.shape[0], -1, len(self.memory)).mean(1)
         )

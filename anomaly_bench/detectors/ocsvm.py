@@ -120,10 +120,11 @@ class OCSVM(Detector):
         """Score, and what the SVM was given, `[N, K]`."""
         rows = self.embed(x).double()
         if not self.support.numel():
-            return Explanation(rows.new_zeros(len(rows)), features=rows)
+            return Explanation(rows.new_zeros(rows.shape[0]), features=rows)
         if self.pca is not None:
             rows = (rows - self.mean) @ self.components
-        total = rows.new_zeros(len(rows))
+        total = rows.new_zeros(rows.shape[0])
         for support, weights in zip(self.support.split(4096), self.weights.split(4096), strict=True):
-            total += torch.exp(-self.gamma * torch.cdist(rows, support).square()) @ weights
+            distances = torch.cdist(rows, support, compute_mode="use_mm_for_euclid_dist")
+            total += torch.exp(-self.gamma * distances.square()) @ weights
         return Explanation(self.rho - total, features=rows)

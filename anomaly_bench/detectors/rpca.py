@@ -83,7 +83,7 @@ class RPCA(Detector):
         """Score, and of the projection on the directions of L its squared residual map, itself and coordinates."""
         rows = x.flatten(1).double()
         if not self.mean.numel():
-            return Explanation(rows.new_zeros(len(rows)))
+            return Explanation(rows.new_zeros(rows.shape[0]))
         coordinates = (rows - self.mean) @ self.directions
         rebuilt = self.mean + coordinates @ self.directions.t()
         residual = rows - rebuilt

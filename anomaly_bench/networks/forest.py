@@ -74,9 +74,9 @@ class Forest(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """s(x), `[N]` in (0, 1], of rows `[N, D]`, which are walked down all trees at once."""
         x = x.float()
-        node = torch.zeros(self.trees, len(x), dtype=torch.int64, device=x.device)
+        node = torch.zeros(self.trees, x.shape[0], dtype=torch.int64, device=x.device)
         for _ in range(math.ceil(math.log2(self.max_samples))):  # as deep as trees grow
-            value = x.t()[self.feature.gather(1, node), torch.arange(len(x), device=x.device)]
+            value = x.t()[self.feature.gather(1, node), torch.arange(x.shape[0], device=x.device)]
             goes_left = value <= self.threshold.gather(1, node)
             node = torch.where(goes_left, self.left.gather(1, node), self.right.gather(1, node))
         return torch.exp2(-self.length.gather(1, node).mean(0) / self.normal_length)
