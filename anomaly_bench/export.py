@@ -29,9 +29,8 @@ FACTS = "anomaly_bench.json"
 TOLERANCE = 1e-4
 """By how much of the largest score, or of the largest value of a map, the file may differ from the run."""
 
-PROBES = 24
-"""Rows that the file is checked with, in batches of PARTS: an exporter may have fixed the size of a batch."""
 PARTS = (1, 16, 7)
+"""Rows in each batch that the file is checked with: an exporter may have fixed the size of a batch."""
 
 
 class Scoring(nn.Module):
@@ -123,10 +122,11 @@ def probes(trained: Trained) -> Tensor:
     shape = trained.run["shape"]
     if trained.scaler is not None:
         scaler = trained.scaler
-        x = scaler.shift + (2 * torch.rand(PROBES, *shape, generator=draw) - 0.5) / scaler.factor
+        x = scaler.shift + (2 * torch.rand(sum(PARTS), *shape, generator=draw) - 0.5) / scaler.factor
         return x.masked_fill(torch.rand(x.shape, generator=draw) < 0.05, torch.nan)
     grains = [
-        torch.rand(PROBES // 4, shape[0], side, side, generator=draw) for side in (2, 5, 12, max(shape[1:]))
+        torch.rand(sum(PARTS) // 4, shape[0], side, side, generator=draw)
+        for side in (2, 5, 12, max(shape[1:]))
     ]
     noise = torch.cat([nn.functional.interpolate(x, shape[1:], mode="bilinear") for x in grains])
     return (255 * noise).round().to(torch.uint8)
@@ -136,25 +136,19 @@ def outputs_of_run(trained: Trained, x: Tensor) -> list[Tensor]:
     """Scores `[N]` of rows as a data set has them and, where images have one, the map, as `score` computes them."""
     data, scaler = trained.values["data"], trained.scaler
     rows = trained.trainer.rows(scaler(x) if scaler else x, data.get("mean", 0.5), data.get("std", 0.5))
-    said = trained.detector.explain(rows.take(torch.arange(len(x))))
-    score = trained.detector.score(rows.take(torch.arange(len(x))))
-    return [score.float()] if said.map is None or scaler else [score.float(), said.map.float()]
+    x = rows.take(torch.arange(len(x)))
+    score, shown = trained.detector.score(x).float(), trained.detector.explain(x).map
+    return [score] if shown is None or scaler else [score, shown.float()]
 
 
 def facts_of(trained: Trained) -> dict[str, str]:
     """What a reader of the file has to know, each fact as JSON, but for texts."""
     run = trained.run
-    facts = {
-        name: run.get(name) for name in ("model", "data", "protocol", "case", "seed", "settings_hash", "git")
-    }
-    facts |= {
+    kept = ("model", "data", "protocol", "case", "seed", "settings_hash", "git", "shape", "columns")
+    facts = {name: run.get(name) for name in kept} | {
         "version": run["versions"]["anomaly-bench"],
         "threshold": trained.metrics["threshold"],
-        "input": "rows as in the table, NaN where a number is missing"
-        if trained.scaler
-        else "images on [0, 1]",
-        "shape": run["shape"],
-        "columns": run.get("columns"),
+        "input": "rows as in the table, NaN for a gap" if trained.scaler else "images on [0, 1]",
     }
     return {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in facts.items()}
 
