@@ -91,8 +91,8 @@ class Scale(nn.Module):
         variance = (answers - mean).square().sum(2).mean(0)
         return torch.stack([error, variance], 1)
 
-    def map(self, x: Tensor) -> Tensor:
-        """Equation (11), `[N, H, W]`."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Equation (11), the map `[N, H, W]` of images `[N, C, H, W]`."""
         mean, std = self.usual.T[:, :, None, None]
         return ((self.error_and_variance(x) - mean) / std).sum(1)
 
@@ -271,12 +271,10 @@ class UninformedStudents(Detector):
 
     def explain(self, x: Tensor) -> Explanation:
         """Score, and the map of equation (12)."""
-        maps = torch.cat(
-            [
-                torch.stack([scale.map(part) for scale in self.scales]).mean(0)
-                for part in x.split(self.at_once)
-            ]
-        )  # pyright: ignore
+        parts = [
+            torch.stack([scale(part) for scale in self.scales]).mean(0) for part in x.split(self.at_once)
+        ]
+        maps = torch.cat(parts)
         flat = maps.flatten(1)
         return Explanation(flat.amax(1) if self.image_score == "max" else flat.mean(1), maps)
 

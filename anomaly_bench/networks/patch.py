@@ -61,7 +61,7 @@ class PatchNetwork(nn.Module):
         layers: list[nn.Module] = []
         step = 1  # pixels of the image between two neighbours of the map
         for layer in LAYERS[p]:
-            if layer is POOL:
+            if layer is None:  # a pool
                 layers.append(nn.MaxPool2d(2))
                 self.reach += step
                 step *= 2
@@ -72,7 +72,7 @@ class PatchNetwork(nn.Module):
                 channels = filters
         *layers, last, _ = layers
         assert isinstance(last, nn.Conv2d)
-        self.layers = nn.Sequential(*layers, nn.Conv2d(last.in_channels, d, last.kernel_size))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(last.in_channels, d, last.kernel_size[0]))
 
     def forward(self, patches: Tensor) -> Tensor:
         """Vectors `[N, d]`."""
