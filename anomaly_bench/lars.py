@@ -39,16 +39,13 @@ class LARS(Optimizer):
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
-            gradients = [weight.grad for weight in weights]
-            for weight in weights:
-                if not self.state[weight]:
-                    self.state[weight]["momentum"] = torch.zeros_like(weight)
-            moments = [self.state[weight]["momentum"] for weight in weights]
-            long, steep = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, gradients))
+            long = torch.stack([weight.norm() for weight in weights])
+            steep = torch.stack([weight.grad.norm() for weight in weights])
             scale = group["trust"] * long / (steep + group["weight_decay"] * long + group["eps"])
             scale = torch.where((long > 0) & (steep > 0), scale, 1.0)
-            scaled = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
-            torch._foreach_mul_(scaled, list(scale.unbind()))
-            torch._foreach_mul_(moments, group["momentum"])
-            torch._foreach_add_(moments, scaled)
-            torch._foreach_sub_(weights, torch._foreach_mul(moments, self.rate))
+            for weight, own in zip(weights, scale, strict=True):
+                if not (state := self.state[weight]):
+                    state["momentum"] = torch.zeros_like(weight)
+                scaled = weight.grad.add(weight, alpha=group["weight_decay"]).mul_(own)
+                state["momentum"].mul_(group["momentum"]).add_(scaled)
+                weight.sub_(self.rate * state["momentum"])

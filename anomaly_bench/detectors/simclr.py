@@ -103,6 +103,7 @@ class SimCLR(Detector):
         self.register_buffer("draws", torch.rand(views, DRAWS, generator=always))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.learned("bank")
+        self.simclr_dim = simclr_dim
         self.tau, self.flip, self.shifts, self.resize_factor = tau, flip, shifts, resize_factor
         self.lr, self.warm_up, self.momentum, self.weight_decay = lr, warm_up, momentum, weight_decay
         self.batch_size, self.epochs = batch_size, epochs
@@ -147,7 +148,7 @@ class SimCLR(Detector):
         if not len(self.draws):
             return self.head(self.features(x)).float()
         area = self.resize_factor, self.resize_factor
-        total = torch.zeros(len(x), self.head[-1].out_features, device=x.device)
+        total = torch.zeros(len(x), self.simclr_dim, device=x.device)
         for draws in self.draws:
             view = augment(x, draws.expand(len(x), -1), flip=False, area=area)
             total += self.head(self.features(view)).float()
