@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, pad
+from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, cross_entropy, normalize, pad
 
 
 def bce(logits: Tensor, target: float) -> Tensor:
@@ -30,6 +30,25 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
         between = (mix * real + (1 - mix) * fake).requires_grad_()
         (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
         return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def nt_xent(z: Tensor, tau: float) -> Tensor:
+    """How badly the views of an image find each other among all others, a scalar.
+
+    Chen, Kornblith, Norouzi, Hinton, ICML 2020, arXiv 2002.05709, equation 1: mean over all views i, and j the other of
+    the same image, of `-log(exp(cos(z_i, z_j) / tau) / sum over k != i of exp(cos(z_i, z_k) / tau))`. Computed in
+    float32, whatever autocast says.
+
+    Args:
+        z: `[2 B, D]`, one view of each of B images, then the other of each in the same order.
+        tau: the temperature.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = normalize(z.float(), dim=1)
+        places = torch.arange(len(z), device=z.device)
+        itself = places[:, None] == places
+        likeness = (z @ z.T / tau).masked_fill(itself, -torch.inf)
+        return cross_entropy(likeness, places.roll(len(z) // 2))
 
 
 def ssim(x: Tensor, y: Tensor, value_range: float = 2.0) -> Tensor:

@@ -76,6 +76,15 @@ OWN: dict[str, dict[str, object]] = {
     "rda_l1": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.1},
     "sdae": {"layers": [40, 10], "epochs": 5, "tuning_epochs": 20},
     "sparse_ae": {"code": 300, "beta": 0.1},  # of few units none can rest
+    "simclr": {
+        **{"shifts": "rotations", "simclr_dim": 16, "tau": 0.2, "views": 2, "lr": 0.3, "warm_up": 2},
+        **{"batch_size": 12, "epochs": 5},
+    },
+    "simclr_ocsvm": {"simclr_dim": 16, "tau": 0.2, "lr": 0.2, "warm_up": 2, "batch_size": 40, "epochs": 15},
+    "uninformed_students": {
+        **{"patch_sizes": [17], "students": 2, "d": 6, "teacher_steps": 20, "teacher_lr": 1e-3},
+        **{"lr": 5e-3, "batch_size": 24, "epochs": 10},
+    },
     "ocsvm_ae": {"code": 64, "lr": 5e-4},  # codes of few entries, or pressed against -1 and 1, are all alike
 }
 """What else a model needs to find toys that lie on their side."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anomaly_bench.losses import bce, gradient_penalty
+from anomaly_bench.losses import bce, gradient_penalty, nt_xent
 
 
 def between_rows(real: Tensor, fake: Tensor, seed: int) -> Tensor:
@@ -70,3 +70,25 @@ def test_penalty_gives_the_fake_rows_no_gradient() -> None:
     weight = torch.ones(2, requires_grad=True)
     gradient_penalty(lambda u: (u * weight).square().sum(1), torch.randn(3, 2), fake).backward()
     assert fake.grad is None
+
+
+@pytest.mark.parametrize("pairs", [1, 5])
+def test_nt_xent_is_its_equation(pairs: int) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(2 * pairs, 4)
+    total = 0.0
+    for i, a in enumerate(z):
+        likeness = [math.exp(float(a @ b / a.norm() / b.norm()) / 0.3) for b in z]
+        total -= math.log(likeness[(i + pairs) % (2 * pairs)] / (sum(likeness) - likeness[i])) / (2 * pairs)
+    assert nt_xent(z, 0.3).item() == pytest.approx(total, rel=1e-5, abs=1e-6)
+
+
+def test_nt_xent_is_computed_in_float32_and_has_finite_gradients() -> None:
+    z = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = nt_xent(z, 0.5)
+    assert loss.item() == nt_xent(z, 0.5).item()
+    loss.backward()
+    assert z.grad is not None
+    assert z.grad.isfinite().all()
+    assert z.grad.any()

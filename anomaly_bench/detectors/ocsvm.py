@@ -11,7 +11,8 @@ score.
     A(x) = rho - sum a_i k(x_i, x)
 
 These a_i are scikit-learn's, nu N times the paper's. The columns "OC-SVM" of GeoTrans and Deep SVDD choose
-gamma and nu by the test labels; here gamma is 1 / (d var), which needs none. Deep SVDD reduces pixels to the
+gamma and nu by the test labels; here gamma is 1 / (d var), which needs none. DROC (Sohn and others, ICLR 2021)
+takes ten times that, of features of length 1: `gamma_factor` and `unit`. Deep SVDD reduces pixels to the
 principal components that keep 95 % of the variance, our default; GeoTrans takes all pixels (`pca=null`).
 
 What scikit-learn fits is copied into buffers and scored by torch on any device that has float64: sums of
@@ -26,6 +27,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.svm import OneClassSVM
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
 from anomaly_bench.errors import SettingError
@@ -39,6 +41,8 @@ class OCSVM(Detector):
         nu: upper bound of the share of training rows outside, in (0, 1).
         gamma: of the kernel; `scale` for 1 / (d var) of what the SVM is given.
         pca: principal components that keep this share of the variance, in (0, 1); None for no reduction.
+        gamma_factor: `scale` times so much, where gamma is `scale`.
+        unit: scale each row to length 1, before anything else.
         max_rows: fit on a random choice of so many training rows, as time grows with their square.
         features: called as `features(shape=shape)`, gives the detector whose features take the rows' place;
             it learns first. None for the rows themselves.
@@ -57,6 +61,8 @@ class OCSVM(Detector):
         *,
         nu: float = 0.1,
         gamma: float | str = "scale",
+        gamma_factor: float = 1.0,
+        unit: bool = False,
         pca: float | None = 0.95,
         max_rows: int = 10_000,
         features: Callable[..., Detector] | None = None,
@@ -66,13 +72,16 @@ class OCSVM(Detector):
             raise SettingError(f"model.nu={nu}: must be between 0 and 1")
         if gamma != "scale" and (isinstance(gamma, str) or gamma <= 0):
             raise SettingError(f"model.gamma={gamma}: must be a number above 0, or scale")
+        if gamma_factor <= 0:
+            raise SettingError(f"model.gamma_factor={gamma_factor}: must be above 0")
         if pca is not None and not 0 < pca < 1:
             raise SettingError(f"model.pca={pca}: must be between 0 and 1, or null")
         if max_rows < 2:
             raise SettingError(f"model.max_rows={max_rows}: must be at least 2")
         self.features = features(shape=shape) if features else None
         self.learned("mean", "components", "support", "weights", "rho", "gamma")
-        self.nu, self.wanted_gamma, self.pca, self.max_rows = nu, gamma, pca, max_rows
+        self.nu, self.pca, self.unit, self.max_rows = nu, pca, unit, max_rows
+        self.wanted_gamma, self.gamma_factor = gamma, gamma_factor
 
     def stages(self, train: Rows) -> Iterator[Stage]:
         """The stages of `features`, if there are any; the SVM itself has none."""
@@ -93,7 +102,7 @@ class OCSVM(Detector):
             self.mean = self.buffer(pca.mean_)
             self.components = self.buffer(pca.components_.T)  # pyright: ignore[reportOptionalMemberAccess]
             x = pca.transform(x)
-        scale = 1 / (x.shape[1] * x.var())
+        scale = self.gamma_factor / (x.shape[1] * x.var())
         gamma = scale if isinstance(self.wanted_gamma, str) else self.wanted_gamma
         svm = OneClassSVM(nu=self.nu, gamma=gamma).fit(x)  # pyright: ignore[reportArgumentType]
         self.support, self.weights = self.buffer(svm.support_vectors_), self.buffer(svm.dual_coef_[0])
@@ -106,11 +115,15 @@ class OCSVM(Detector):
     def embed(self, x: Tensor) -> Tensor:
         """What stands for rows `[N, *shape]` before any reduction, `[N, D]`."""
         if self.features is None:
-            return x.flatten(1)
+            return self.scaled(x.flatten(1))
         features = self.features.explain(x).features
         if features is None:
             raise SettingError(f"model.features={type(self.features).__name__}: it has no features to give")
-        return features
+        return self.scaled(features)
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """Rows `[N, D]` of length 1, where that is wanted."""
+        return normalize(rows, dim=1) if self.unit else rows
 
     def score(self, x: Tensor) -> Tensor:
         """A(x), `[N]`, float64: rho minus the weighted kernel values; all 0 before anything was learned."""

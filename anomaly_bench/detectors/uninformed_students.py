@@ -1,0 +1,314 @@
+"""Uninformed Students: Student-Teacher Anomaly Detection with Discriminative Latent Embeddings.
+
+Bergmann, Fauser, Sattlegger, Steger, CVPR 2020, arXiv 1911.02357; no official code. Beside the paper we read
+denguir/student-teacher-anomaly-detection and LuyaooChen/uninformed-students-pytorch.
+
+A teacher describes the patch around each pixel by a vector. Students, which only see normal images, learn to say the
+same of them. Where they say something else, or do not agree, the pixel is anomalous.
+
+    y       = (T(x) - mu) / sigma                 mu, sigma of each entry over the training images
+    L_S     = mean over pixels of |S(x) - y|^2, summed over the M students                      (7)
+    e       = |mean_i S_i(x) - y|^2                                                              (9)
+    v       = mean_i |S_i(x)|^2 - |mean_i S_i(x)|^2                                             (10)
+    map     = (e - e_mu) / e_sigma + (v - v_mu) / v_sigma, averaged over the patch sizes    (11, 12)
+    A(x)    = the largest value of the map, or its mean
+
+    L_T     = L_k + lambda_c L_c    teacher=distilled,      L_m + lambda_c L_c    teacher=normal (6)
+    L_k     = |D(T(p)) - P(p)|^2    P: 512 pooled features of a ResNet-18, D: a linear layer     (1)
+    L_m     = max(0, delta + |a - a+|^2 - min(|a - a-|^2, |a+ - a-|^2))   a, a+, a- = T(p, p+, p-)  (2-4)
+    L_c     = sum_{i != j} c_ij     correlations of the teacher's entries over the batch         (5)
+
+Where ours differs from the paper, or the paper does not say:
+
+- **The teacher.** The paper's is distilled from a ResNet-18 on patches of ImageNet, and never sees the data. Here
+  there is no ImageNet. `normal`, the default, needs no file: the paper's own self-supervised loss L_m, which it found
+  second best, on patches of the normal training images. `distilled` has the paper's loss, with a ResNet-18 from a
+  file, on the same patches. Numbers of neither are the paper's; denguir's teacher learns from the data too.
+- `compactness`: the paper prints the sum of the correlations, which negative ones make smaller; `squares` sums their
+  squares, as denguir does (over other axes) and as the words of the paper have it.
+- p+ is p moved by up to p // 8 pixels, brighter or darker by up to a tenth, with noise; p- is a patch of another image.
+- The paper standardises e and v on validation images. Every tenth training image is kept from the students for that.
+- Images have a black frame, so that a patch is around every pixel; for the paper's border see `networks/patch.py`, as
+  for the one row of pixels that a patch of 33 does not use.
+- The paper has no score of a whole image. `image_score` is the maximum of the map, or its mean.
+- Its number of epochs, 100, and one image a batch are those for MVTec; a batch of 64 small images has as many pixels.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.patch import PatchNetwork, moved, patches_at, random_pixels, varied
+
+HELD_OUT = 10
+"""Of so many training rows, the last is kept from the students."""
+
+AT_ONCE = 2**15
+"""Pixels that are described at once."""
+
+Source = Callable[[Tensor], Tensor]
+
+
+class Scale(nn.Module):
+    """Teacher and students of one patch size, and what standardises them."""
+
+    mean: Tensor  # [d], mu of the teacher
+    std: Tensor  # [d], sigma
+    usual: Tensor  # [2, 2], mean and deviation of e, and of v, on normal images that no student saw
+
+    def __init__(
+        self, p: int, channels: int, width: int, d: int, students: int, decoded: int | None = None
+    ) -> None:
+        super().__init__()
+        self.teacher = PatchNetwork(p, channels, width, d)
+        self.students = nn.ModuleList(PatchNetwork(p, channels, width, d) for _ in range(students))
+        self.decode = None if decoded is None else nn.Linear(d, decoded)
+        self.register_buffer("mean", torch.zeros(d))
+        self.register_buffer("std", torch.ones(d))
+        self.register_buffer("usual", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+
+    def target(self, x: Tensor) -> Tensor:
+        """y of images `[N, C, H, W]`, `[N, d, H, W]`."""
+        return (self.teacher.dense(x).float() - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def answers(self, x: Tensor) -> Tensor:
+        """What the students say of images `[N, C, H, W]`, `[M, N, d, H, W]`."""
+        return torch.stack([student.dense(x).float() for student in self.students])  # pyright: ignore
+
+    def error_and_variance(self, x: Tensor) -> Tensor:
+        """e and v, equations (9) and (10), of the pixels of images `[N, C, H, W]`, `[N, 2, H, W]`."""
+        answers = self.answers(x)
+        mean = answers.mean(0)
+        error = (mean - self.target(x)).square().sum(1)
+        variance = (answers - mean).square().sum(2).mean(0)
+        return torch.stack([error, variance], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Equation (11), the map `[N, H, W]` of images `[N, C, H, W]`."""
+        mean, std = self.usual.T[:, :, None, None]
+        return ((self.error_and_variance(x) - mean) / std).sum(1)
+
+
+class UninformedStudents(Detector):
+    """Uninformed Students on images `[N, C, H, W]` in [-1, 1] of any size.
+
+    Args:
+        shape: `(C, H, W)` of one image.
+        patch_sizes: of 17, 33 and 65; a teacher and its students for each.
+        students: M.
+        width, d: filters of the networks' first convolution, and length of the vectors.
+        teacher: `normal` or `distilled`; see above.
+        weights: safetensors file of a ResNet-18 by its usual names (torchvision's and timm's), for `distilled`.
+        lambda_c: weight of L_c.
+        compactness: `sum` or `squares`; see above.
+        delta: margin of L_m.
+        teacher_lr, teacher_batch_size: of the teacher's Adam.
+        teacher_steps: its updates, rounded up to whole epochs.
+        image_score: `max` or `mean`.
+        lr, batch_size, epochs: of the students' Adam.
+        weight_decay: of both.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        patch_sizes: Sequence[int] = (33,),
+        students: int = 3,
+        width: int = 128,
+        d: int = 128,
+        teacher: str = "normal",
+        weights: str | None = None,
+        lambda_c: float = 1.0,
+        compactness: str = "sum",
+        delta: float = 1.0,
+        teacher_lr: float = 2e-4,
+        teacher_batch_size: int = 64,
+        teacher_steps: int = 50_000,
+        image_score: str = "max",
+        lr: float = 1e-4,
+        weight_decay: float = 1e-5,
+        batch_size: int = 1,
+        epochs: int = 100,
+    ) -> None:
+        super().__init__()
+        for name, value, allowed in (
+            ("teacher", teacher, ("normal", "distilled")),
+            ("compactness", compactness, ("sum", "squares")),
+            ("image_score", image_score, ("max", "mean")),
+        ):
+            if value not in allowed:
+                raise SettingError(f"model.{name}={value}: allowed are {', '.join(allowed)}")
+        if teacher == "distilled" and weights is None:
+            raise SettingError("model.weights: model.teacher=distilled needs the file of a ResNet-18")
+        if students < 1:
+            raise SettingError(f"model.students={students}: must be at least 1")
+        if not patch_sizes or len(set(patch_sizes)) < len(patch_sizes):
+            raise SettingError(f"model.patch_sizes={list(patch_sizes)}: must be one or more, each once")
+        if len(shape) != 3:
+            raise SettingError(f"model: it takes images, found rows of shape {shape}")
+        if teacher == "distilled" and shape[0] not in (1, 3):
+            raise SettingError(f"model.teacher=distilled: takes 1 or 3 channels, found {shape[0]}")
+        decoded = 512 if teacher == "distilled" else None
+        self.scales = nn.ModuleList(Scale(p, shape[0], width, d, students, decoded) for p in patch_sizes)
+        self.at_once = max(1, AT_ONCE // math.prod(shape[1:]))
+        self.teacher, self.weights = teacher, weights
+        self.lambda_c, self.compactness, self.delta = lambda_c, compactness, delta
+        self.teacher_lr, self.teacher_batch_size = teacher_lr, teacher_batch_size
+        self.teacher_steps = teacher_steps
+        self.image_score = image_score
+        self.lr, self.weight_decay, self.batch_size, self.epochs = lr, weight_decay, batch_size, epochs
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        """For each patch size the teacher, then all students at once; after each, what standardises it."""
+        if len(train) < 2:
+            raise SettingError(f"model: it takes at least 2 training rows, found {len(train)}")
+        source = pretrained(self.weights, train.device) if self.teacher == "distilled" else None
+        held = held_out(torch.arange(len(train), device=train.device), len(train))
+        for scale in self.scales:
+            assert isinstance(scale, Scale)
+            name = f"_{scale.teacher.p}" if len(self.scales) > 1 else ""
+            yield self.teacher_stage(f"teacher{name}", scale, train, source)
+            scale.mean, scale.std = self.described(scale, train, ~held)
+            yield self.student_stage(f"students{name}", scale, len(train))
+            scale.usual = self.measured(scale, train, held)
+
+    def teacher_stage(self, name: str, scale: Scale, train: Rows, source: Source | None) -> Stage:
+        """The teacher on random patches, a distilled one if it has a source."""
+        teacher, decode = scale.teacher, scale.decode
+        trained = [teacher] if decode is None else [teacher, decode]
+        optimizer = adam(*trained, lr=self.teacher_lr, weight_decay=self.weight_decay)
+
+        def distilled(batch: Batch) -> dict[str, Tensor]:
+            assert decode is not None
+            assert source is not None
+            patches = patches_at(batch.x, *random_pixels(batch.x), teacher.p)
+            described = teacher(patches)
+            with torch.no_grad():
+                wanted = source(patches)
+            l_k = (decode(described) - wanted).float().square().sum(1).mean()
+            l_c = self.compactness_loss(described)
+            descend(optimizer, l_k + self.lambda_c * l_c)
+            return detached(distillation=l_k, compactness=l_c)
+
+        def alone(batch: Batch) -> dict[str, Tensor]:
+            near, far, l_c = self.compared(teacher, batch.x)
+            l_m = (self.delta + near - far).relu().mean()
+            descend(optimizer, l_m + self.lambda_c * l_c)
+            return detached(metric=l_m, compactness=l_c)
+
+        epochs = math.ceil(self.teacher_steps / train.steps(self.teacher_batch_size))
+        step = alone if source is None else distilled
+        return Stage(name, epochs, step, (optimizer,), self.teacher_batch_size, scorable=False)
+
+    def compared(self, teacher: PatchNetwork, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared distances to p+ and to p-, `[B]`, of a patch of each of images `[B, C, H, W]`; and L_c."""
+        top, left = random_pixels(x)
+        anchor = patches_at(x, top, left, teacher.p)
+        positive = varied(patches_at(x, *moved(x, top, left, teacher.p // 8), teacher.p))
+        other = x.roll(1, 0)
+        negative = patches_at(other, *random_pixels(other), teacher.p)
+        a, b, c = teacher(torch.cat([anchor, positive, negative])).float().chunk(3)
+        far = torch.minimum((a - c).square().sum(1), (b - c).square().sum(1))
+        return (a - b).square().sum(1), far, self.compactness_loss(a)
+
+    def compactness_loss(self, described: Tensor) -> Tensor:
+        """Equation (5), of vectors `[B, d]`."""
+        described = described.float()
+        std, mean = torch.std_mean(described, 0, correction=0)
+        standard = (described - mean) / std.clamp_min(1e-6)
+        correlations = standard.T @ standard / len(described)
+        if self.compactness == "squares":
+            correlations = correlations.square()
+        return correlations.sum() - correlations.diagonal().sum()
+
+    def student_stage(self, name: str, scale: Scale, rows: int) -> Stage:
+        """All students of a scale, equation (7), by one Adam."""
+        optimizer = adam(scale.students, lr=self.lr, weight_decay=self.weight_decay)
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            with torch.no_grad():
+                target = scale.target(batch.x)
+                learned = (~held_out(batch.index, rows)).float()
+            each = (scale.answers(batch.x) - target).square().sum(2).mean((2, 3))  # [M, B]
+            loss = (each.sum(0) * learned).sum() / learned.sum().clamp_min(1)
+            descend(optimizer, loss)
+            return detached(regression=loss)
+
+        return Stage(name, self.epochs, step, (optimizer,), self.batch_size, scorable=False)
+
+    def described(self, scale: Scale, train: Rows, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """mu and sigma of the teacher over all pixels of the chosen rows (bool `[N]`), each `[d]`."""
+        parts = []
+        for index in chosen.nonzero()[:, 0].split(self.at_once):
+            parts.append(torch.var_mean(scale.teacher.dense(train.take(index)), (2, 3), correction=0))
+        variances, means = (torch.cat(part) for part in zip(*parts, strict=True))
+        variance, mean = torch.var_mean(means, 0, correction=0)
+        return mean, (variance + variances.mean(0)).sqrt().clamp_min(1e-6)
+
+    def measured(self, scale: Scale, train: Rows, chosen: Tensor) -> Tensor:
+        """Mean and deviation of e and of v over all pixels of the chosen rows (bool `[N]`), `[2, 2]`."""
+        seen = torch.cat(
+            [
+                scale.error_and_variance(train.take(index))
+                for index in chosen.nonzero()[:, 0].split(self.at_once)
+            ]
+        )
+        std, mean = torch.std_mean(seen, (0, 2, 3), correction=0)
+        return torch.stack([mean, std.clamp_min(1e-6)], 1)
+
+    def score(self, x: Tensor) -> Tensor:
+        """A(x), `[N]`."""
+        return self.explain(x).score
+
+    def explain(self, x: Tensor) -> Explanation:
+        """Score, and the map of equation (12)."""
+        parts = [
+            torch.stack([scale(part) for scale in self.scales]).mean(0) for part in x.split(self.at_once)
+        ]
+        maps = torch.cat(parts)
+        flat = maps.flatten(1)
+        return Explanation(flat.amax(1) if self.image_score == "max" else flat.mean(1), maps)
+
+
+def held_out(index: Tensor, rows: int) -> Tensor:
+    """Which of the training rows `index` `[B]` no student learns, bool `[B]`: every tenth, and at least one."""
+    every = min(HELD_OUT, rows)
+    return index % every == every - 1
+
+
+def pretrained(file: str | None, device: torch.device) -> Source:
+    """The pooled features `[N, 512]` of patches `[N, C, p, p]` in [-1, 1], by a ResNet-18 for ImageNet from a file."""
+    net = resnet18(weights=None)
+    net.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        state = load_file(Path(file or "").expanduser())
+        found = net.load_state_dict(
+            {name: x for name, x in state.items() if not name.startswith("fc.")}, strict=False
+        )
+        lacking = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
+        if lacking or found.unexpected_keys:
+            raise ValueError(f"{len(lacking)} tensors missing, {len(found.unexpected_keys)} unknown")
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise SettingError(
+            f"model.weights={file}: not a safetensors file of a ResNet-18 ({reason})"
+        ) from error
+    net = net.eval().to(device)
+    mean, std = (
+        torch.tensor(values, device=device).view(3, 1, 1)
+        for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+
+    def features(patches: Tensor) -> Tensor:
+        return net(((patches + 1) / 2 - mean) / std)  # a grey patch becomes three channels
+
+    return features
