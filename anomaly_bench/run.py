@@ -142,6 +142,7 @@ def provenance(job: Job) -> dict[str, Any]:
         "n_train": len(job.split.train),
         "n_test": len(job.split.test),
         "n_anomalous": int(job.split.anomalous.sum()),
+        **facts_of_validation(job),
         "transductive": job.split.transductive,
         "device": str(job.trainer.device),
         "precision": job.trainer.precision,
@@ -150,6 +151,19 @@ def provenance(job: Job) -> dict[str, Any]:
         "machine": record.machine(),
         "git": record.git_revision(),
         "started": now(),
+    }
+
+
+def facts_of_validation(job: Job) -> dict[str, Any]:
+    """What is known of the validation rows, where there are some."""
+    if job.validation is None:
+        return {}
+    rows, anomalous = job.validation.rows, job.validation.anomalous
+    kinds = np.unique(job.dataset.classes[rows[anomalous]])
+    return {
+        "n_validation": len(rows),
+        "n_validation_anomalous": int(anomalous.sum()),
+        "validation_anomalies": [job.dataset.class_names[kind] for kind in kinds],
     }
 
 
@@ -193,6 +207,7 @@ def compute(job: Job) -> None:
     numbers = metrics.measure(scores, anomalous, threshold) | {
         "auroc_interval": metrics.auroc_interval(scores, anomalous),
         **control,
+        **validated(job, detector),
         "per_class": metrics.per_class(scores, anomalous, classes, job.dataset.class_names),
         "train_seconds": learned.seconds,
         "train_images_per_s": rows_seen(learned, train) / learned.seconds,
@@ -251,6 +266,14 @@ def scores_of(job: Job, detector: Detector, rows: Rows) -> np.ndarray:
         fold=job.trainer.fold,
     )
     return scores.numpy()
+
+
+def validated(job: Job, detector: Detector) -> dict[str, float]:
+    """The AUROC on validation rows, where there are some: what a sweeper maximises."""
+    if job.validation is None:
+        return {}
+    scores = scores_of(job, detector, job.rows(job.x[job.validation.rows]))
+    return {"auroc_validation": metrics.auroc(scores, job.validation.anomalous)}
 
 
 def control_numbers(job: Job, train: Rows, test: Rows, anomalous: np.ndarray) -> dict[str, float]:
