@@ -159,7 +159,8 @@ def task(settings: Any, outcome: dict[str, BaseException]) -> float | None:
         folder = one_run(settings, names, overrides, note)
         note["objective"] = objective_of(folder)
         if alone:
-            print(f"{summary(folder)}\n{folder}")
+            if os.environ.get("RANK", "0") == "0":  # else the first process of torchrun's says it
+                print(f"{summary(folder)}\n{folder}")
         else:
             log.info(summary(folder))
     except Exception as error:
@@ -260,8 +261,12 @@ class SweepTable:
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         """Remember the sweep: a launcher that breaks off ends it without `on_multirun_end`.
 
-        A sweeper that chooses is refused here where it has nothing to choose by.
+        A sweeper that chooses is refused here where it has nothing to choose by, and a sweep of torchrun's.
         """
+        if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+            sys.exit(
+                refuse("torchrun: it takes one run, not a sweep; hydra/launcher= spreads the jobs of a sweep")
+            )
         if "optuna" in str(config.hydra.sweeper.get("_target_")) and config.evaluation.validation is None:
             sweeper = config.hydra.runtime.choices["hydra/sweeper"]
             line = f"hydra/sweeper={sweeper}: test rows choose nothing; evaluation.validation=0.1 holds rows out for it"

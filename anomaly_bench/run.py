@@ -20,6 +20,7 @@ from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
 from anomaly_bench.report.pictures import Shown, draw_run
 from anomaly_bench.rows import Rows
+from anomaly_bench.training import parallel
 from anomaly_bench.training.checkpoint import (
     Checkpoint,
     Epoch,
@@ -51,22 +52,38 @@ UNFINISHED_ONLY = (KEEP, previous_of(Path(KEEP)).name, BEST)
 def run(job: Job) -> None:
     """Compute one run, go on with it, or find it finished; another process that has it is waited for.
 
+    Of several processes that torchrun has started, the first does so, and the others learn with it.
+
     Raises:
         SettingError: for what a user can put right. The run's folder then holds `error.json`, as after any error.
     """
+    if parallel.rank():
+        learn_along(job)
+        return
     with record.alone(job.folder):
         record.sweep_up(job.folder)
         if finished(job) and not job.values["rerun"]:
             log.info("finished already: %s (rerun=true computes it again)", job.folder)
             join(job)
             remove(job, *UNFINISHED_ONLY)
+            parallel.tell(False, job.trainer.device)
             return
         try:
             begin(job)
+            parallel.tell(True, job.trainer.device)
             compute(job)
         except Exception as error:
             give_up(job, error)
             raise
+
+
+def learn_along(job: Job) -> None:
+    """What a process does that is not the first of its run: its part of every step, and nothing else."""
+    if not parallel.tell(False, job.trainer.device):
+        return
+    train = job.rows(job.x[job.split.train])
+    job.trainer.learn(job.build(), train, seed=job.seed, keep=job.folder / KEEP)
+    parallel.leave()
 
 
 def finished(job: Job) -> bool:
@@ -147,6 +164,7 @@ def provenance(job: Job) -> dict[str, Any]:
         "device": str(job.trainer.device),
         "precision": job.trainer.precision,
         "threads": torch.get_num_threads(),
+        **({"processes": parallel.processes()} if parallel.processes() > 1 else {}),
         "versions": record.versions(),
         "machine": record.machine(),
         "git": record.git_revision(),
@@ -234,9 +252,10 @@ def compute(job: Job) -> None:
 
 def learn(job: Job, detector: Detector, train: Rows, evaluate: Callable[[], float]) -> Learned:
     """Train the detector, or take over what another evaluation's run has trained; then what is to be scored."""
-    if (twin := twin_of(job)) is not None:
+    if parallel.processes() == 1 and (twin := twin_of(job)) is not None:
         return take_over(job, detector, twin)
     learned = job.trainer.learn(detector, train, seed=job.seed, keep=job.folder / KEEP, evaluate=evaluate)
+    parallel.leave()
     if job.evaluation["epoch"] == "best_test" and (job.folder / BEST).exists():
         keep_last(job, detector)
         detector.load_state_dict(load_tensors(job.folder / BEST)[0])

@@ -65,9 +65,8 @@ def hold_out(
     normal, rest = np.split(train, [max(1, int(share * len(train)))])
     if not len(anomalies) or not len(rest):
         raise SettingError(
-            f"evaluation.validation_class={anomalous_class}: outside the test rows it leaves {len(anomalies)} anomalous "
-            f"rows to choose by and {len(rest)} to train on; name a class with rows of both kinds of use, "
-            "or take protocol=one_vs_rest"
+            f"evaluation.validation_class={anomalous_class}: outside the test rows it leaves {len(anomalies)} "
+            f"anomalous rows to choose by, and {len(rest)} to train on; name a class that is not tested as anomalous"
         )
     rows = shuffled(np.concatenate([normal, anomalies]), seed)
     return replace(split, train=np.sort(rest)), Validation(rows, np.isin(rows, anomalies))

@@ -1,4 +1,4 @@
-"""Sweeps under Hydra's other launchers, each run for real: by joblib, by submitit here and on a make-believe Slurm, by Ray."""
+"""Sweeps under Hydra's other launchers, each run for real: joblib, submitit here and on a make-believe Slurm, Ray."""
 
 import json
 import os
@@ -32,7 +32,8 @@ class Mine(Detector):
 
     def stages(self, train):
         with open("learned", "a") as log:
-            print(os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", "all"), os.environ.get("OMP_NUM_THREADS"), file=log)
+            told = [os.environ.get(name, "unset") for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+            print(os.getpid(), *told, file=log)
         if self.do == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(1)
@@ -47,23 +48,26 @@ SLURM = {
 import os, re, subprocess, sys
 text = open(sys.argv[-1]).read()
 tasks = re.search(r"--array=0-(\\d+)", text)
-told = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0"}
+job = f"{7 + len(os.listdir('states'))}"
+told = {"SLURM_JOB_ID": job, "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0"}
 told |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "here"}
 # a cluster's nodes have not the environment of the shell that submits, unless it is told to pass it on
 clean = {key: value for key, value in os.environ.items() if key != "ANOMALY_BENCH_SWEEP"}
 for task in range(int(tasks[1]) + 1) if tasks else [None]:
-    array = {} if task is None else {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(task)}
-    name = "7" if task is None else f"7_{task}"
+    array = {} if task is None else {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(task)}
+    name = job if task is None else f"{job}_{task}"
     # the state of a job is the name of a file
     watch = f'bash -c "$1" && touch states/{name}.COMPLETED || touch states/{name}.FAILED'
     quiet = subprocess.DEVNULL
     subprocess.Popen(["bash", "-c", watch, "-", text], env=clean | told | array, stdout=quiet, stderr=quiet)
-print("Submitted batch job 7")
+print("Submitted batch job", job)
 """,
     "srun": """
 import os, sys
-first = next(n for n, word in enumerate(sys.argv[1:], 1) if not word.startswith("-") and sys.argv[n - 1] not in ("--output", "--error"))
-os.execvp(sys.argv[first], sys.argv[first:])
+words = sys.argv[1:]
+while words[0].startswith("-"):
+    words = words[2 if words[0] in ("--output", "--error") else 1 :]
+os.execvp(words[0], words)
 """,
     "sacct": """
 import os
@@ -91,6 +95,8 @@ def bench(tmp_path):
     (tmp_path / "states").mkdir()
     paths = [str(tmp_path / "code"), str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": ":".join(paths)}
+    own["RAY_AUTH_MODE"] = "disabled"  # else it writes an access token into the home folder
+    own["RAY_raylet_start_wait_time_s"] = "300"  # on a busy machine, Ray takes longer than it waits
     hidden = ("ANOMALY_BENCH_SWEEP", "ANOMALY_BENCH_DEBUG", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     env = {key: value for key, value in os.environ.items() if key not in hidden} | own
 
