@@ -82,7 +82,8 @@ def learn_along(job: Job) -> None:
     if not parallel.tell(False, job.trainer.device):
         return
     train = job.rows(job.x[job.split.train])
-    job.trainer.learn(job.build(), train, seed=job.seed, keep=job.folder / KEEP)
+    with contextlib.suppress(SettingError):  # the first process meets the same, and records it
+        job.trainer.learn(job.build(), train, seed=job.seed, keep=job.folder / KEEP)
     parallel.leave()
 
 

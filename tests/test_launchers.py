@@ -8,6 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+
+from anomaly_bench import cli
 
 CHECKOUT = Path(__file__).parents[1]
 PLUGINS = {"local_joblib": "joblib", "local_submitit": "submitit", "slurm": "submitit", "local_ray": "ray"}
@@ -116,6 +119,65 @@ def launcher(name: str) -> str:
 
 def read(path: Path) -> dict:
     return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("slurm", "anomaly-bench[slurm]"),
+        ("local_ray", "hydra-ray-launcher"),
+        ("tune", "anomaly-bench[optuna]"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_its_command(tmp_path, monkeypatch, capsys, name, told):
+    group = "sweeper" if name == "tune" else "launcher"
+    if find_spec(f"hydra_plugins.hydra_{PLUGINS.get(name, 'optuna')}_{group}") is not None:
+        pytest.skip("it is installed")
+    arguments = ["-m", f"hydra/{group}={name}", "evaluation.validation=0.1", "seed=0,1"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["anomaly-bench", *arguments])
+    monkeypatch.delenv("ANOMALY_BENCH_SWEEP", raising=False)
+    assert cli.answer(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines()[-1].endswith(f"is not installed: pip install {told}")
+    assert len(said.err.splitlines()) == 1
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """The config of a sweep, as a callback has it."""
+    monkeypatch.setenv("ANOMALY_BENCH_SWEEP", "one")
+    return OmegaConf.create(
+        {"runs_dir": str(tmp_path), "hydra": {"runtime": {"choices": {"experiment": None}}}}
+    )
+
+
+def test_a_job_that_left_no_word_has_failed_until_it_says_otherwise(sweep, tmp_path, capsys):
+    cli.begin_note(str(tmp_path), 0, ["seed=0"])
+    cli.begin_note(str(tmp_path), 1, ["seed=1"])
+    cli.leave_note(str(tmp_path), 1, {"overrides": ["seed=1"], "folder": str(tmp_path / "run")})
+    assert cli.print_sweep(sweep, "the launcher: it died")
+    out = capsys.readouterr().out.splitlines()
+    assert [line.partition(": its")[0] for line in out] == ["failed: seed=0", "failed: the launcher: it died"]
+    (recorded,) = tmp_path.glob("failed-*/error.json")
+    assert read(recorded)["overrides"] == ["seed=0"]
+    cli.leave_note(str(tmp_path), 0, {"overrides": ["seed=0"], "folder": str(tmp_path / "run")})
+    assert not recorded.exists()
+    assert not cli.print_sweep(sweep)
+
+
+def test_a_note_that_another_process_could_not_write_comes_back_as_an_error(monkeypatch):
+    monkeypatch.setattr(cli, "UNWRITTEN", [])
+    monkeypatch.setattr(cli, "task", lambda *_: cli.UNWRITTEN.append({"error": "No space left on device"}))
+    cli.task_anywhere(None, {}, "one", os.getpid())  # here it is read at the end
+    assert len(cli.UNWRITTEN) == 1
+    with pytest.raises(OSError, match="No space left"):
+        cli.task_anywhere(None, {}, "one", os.getpid() + 1)
+    monkeypatch.setattr(cli, "task", lambda *_: os.environ["ANOMALY_BENCH_SWEEP"])
+    monkeypatch.setattr(cli, "UNWRITTEN", [])
+    monkeypatch.setenv("ANOMALY_BENCH_SWEEP", "of another machine's own")
+    assert cli.task_anywhere(None, {}, "one", 0) == "one"
 
 
 @pytest.mark.slow
