@@ -296,13 +296,15 @@ def print_sweep(config: Any, broken: str | None = None) -> bool:
     from anomaly_bench.record import read_json, read_records
     from anomaly_bench.report.tables import text_of
 
-    runs_dir = config.runs_dir
-    written = {path: read_json(path) for path in notes_of_sweep(runs_dir).glob("*.json")}
-    for path, note in written.items():
+    notes, told = UNWRITTEN[:], [note["overrides"] for note in UNWRITTEN]
+    for path in notes_of_sweep(config.runs_dir).glob("*.json"):
+        note = read_json(path)
+        if not note or note["overrides"] in told:
+            continue
         if note.pop("begun", False):
             note["error"] = "its process left no word of its end: killed (out of memory? out of time?)"
-            leave_note(runs_dir, int(path.stem), note)
-    notes = [note for note in written.values() if note] + UNWRITTEN
+            leave_note(config.runs_dir, int(path.stem), note)
+        notes.append(note)
     records = [found for note in notes if "folder" in note for found in read_records(note["folder"])]
     if any(record.status == "finished" for record in records):
         print(text_of(records, config.hydra.runtime.choices.get("experiment")))

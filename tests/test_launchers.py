@@ -167,6 +167,13 @@ def test_a_job_that_left_no_word_has_failed_until_it_says_otherwise(sweep, tmp_p
     assert not cli.print_sweep(sweep)
 
 
+def test_a_job_whose_end_could_not_be_noted_is_told_once(sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "UNWRITTEN", [{"overrides": ["seed=0"], "error": "No space left on device"}])
+    cli.begin_note(str(tmp_path), 0, ["seed=0"])
+    assert cli.print_sweep(sweep)
+    assert capsys.readouterr().out == "failed: seed=0: No space left on device\n"
+
+
 def test_a_note_that_another_process_could_not_write_comes_back_as_an_error(monkeypatch):
     monkeypatch.setattr(cli, "UNWRITTEN", [])
     monkeypatch.setattr(cli, "task", lambda *_: cli.UNWRITTEN.append({"error": "No space left on device"}))

@@ -37,15 +37,14 @@ METHODS = {
 }
 
 
-def started(place: Path, *arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """A command in a folder, by torchrun if it is to have several processes."""
-    hidden = ("ANOMALY_BENCH_SWEEP", "ANOMALY_BENCH_DEBUG")
+def by_torchrun(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command in a folder, on two processes."""
     paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    hidden = ("ANOMALY_BENCH_SWEEP", "ANOMALY_BENCH_DEBUG")
     env = {key: value for key, value in os.environ.items() if key not in hidden}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--module"]
-    program = [*(torchrun if processes > 1 else ["-m"]), "anomaly_bench.cli"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run(
-        [sys.executable, *program, *arguments],
+        [sys.executable, *torchrun, "--module", "anomaly_bench.cli", *arguments],
         env=env | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         cwd=place,
         capture_output=True,
@@ -60,12 +59,14 @@ def one(place: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_two_processes_come_to_the_numbers_of_one(tmp_path, name):
+def test_two_processes_come_to_the_numbers_of_one(tmp_path, monkeypatch, name):
     told = [f"model={name.removesuffix('_first')}", *DATA, *METHODS[name]]
-    for place, processes in (("one", 1), ("two", 2)):
-        done = started(tmp_path, *told, f"runs_dir={place}", processes=processes)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("AUROC") == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["anomaly-bench", *told, "runs_dir=one"])
+    assert cli.answer([*told, "runs_dir=one"]) == 0
+    done = by_torchrun(tmp_path, *told, "runs_dir=two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("AUROC") == 1
     first, second = one(tmp_path / "one"), one(tmp_path / "two")
     assert first.name == second.name
     assert json.loads((second / "run.json").read_text())["processes"] == 2
@@ -82,7 +83,7 @@ def test_two_processes_come_to_the_numbers_of_one(tmp_path, name):
     pd.testing.assert_frame_equal(*scores, rtol=1e-3, atol=1e-5)
 
     if name == "ae":  # the others hear that there is nothing to do
-        done = started(tmp_path, *told, "runs_dir=two", processes=2)
+        done = by_torchrun(tmp_path, *told, "runs_dir=two")
         assert done.returncode == 0, done.stderr
         assert "finished already" in done.stderr
 
@@ -95,7 +96,7 @@ def test_what_cannot_be_split_or_diverges_is_told_once_and_recorded(tmp_path):
         (["model=ganomaly", "model.lr=1e30"], "try a smaller model.lr"),
     ):
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
-        done = started(tmp_path, *arguments[:1], *DATA, *GAN, *arguments[1:], processes=2)
+        done = by_torchrun(tmp_path, *arguments[:1], *DATA, *GAN, *arguments[1:])
         assert done.returncode != 0
         assert done.stderr.count(words) == 1
         assert len(list(tmp_path.glob("runs/*/error.json"))) == 1
