@@ -24,6 +24,7 @@ CONFIGS = next(path for path in (HERE / "configs", HERE.parent / "configs") if p
 GROUPS = {"models": "model", "data": "data", "protocols": "protocol", "experiments": "experiment"}
 DEBUG = "ANOMALY_BENCH_DEBUG"
 SWEEP = "ANOMALY_BENCH_SWEEP"
+EXTRAS = ("joblib", "slurm", "optuna")
 FOUND = 3
 """Exit code of `score --fail-on-anomaly` that found one."""
 
@@ -106,24 +107,43 @@ def launch(arguments: list[str]) -> int:
     dashes_are_not_settings(arguments)
     groups_take_names(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
-    os.environ.setdefault(SWEEP, datetime.now(UTC).strftime("%Y%m%dT%H%M%S-") + str(os.getpid()))
+    sweep = os.environ.setdefault(SWEEP, datetime.now(UTC).strftime("%Y%m%dT%H%M%S-") + str(os.getpid()))
     ConfigStore.instance().store("schema", Settings)
     outcome: dict[str, BaseException] = {}
+    SweepTable.begun = None
     program = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
+    home = os.getpid()
     try:
-        program(lambda settings: task(settings, outcome))()
+        program(lambda settings: task_anywhere(settings, outcome, sweep, home))()
         if "error" in outcome:
             raise outcome["error"]
     except Exception as error:
         line = explained(error, arguments)
-        if line is None:
+        if line is not None:
+            return refuse(line)
+        if SweepTable.begun is None:
             raise
-        return refuse(line)
+        print_sweep(SweepTable.begun, f"the launcher: {type(error).__name__}: {one_line(error)[:300]}")
+        return 1
     return 0
 
 
-def task(settings: Any, outcome: dict[str, BaseException]) -> None:
-    """One run. Nothing is raised into Hydra: alone it leaves its error in `outcome`, in a sweep a note."""
+def task_anywhere(settings: Any, outcome: dict[str, BaseException], sweep: str, home: int) -> float | None:
+    """`task`, in whichever process a launcher runs it; from another than `home`, a note that could not be written
+    comes back as an error.
+    """
+    os.environ[SWEEP] = sweep  # a process on another machine has not this one's environment
+    objective = task(settings, outcome)
+    if UNWRITTEN and os.getpid() != home:
+        raise OSError(UNWRITTEN.pop().get("error", "no note of its end could be written"))
+    return objective
+
+
+def task(settings: Any, outcome: dict[str, BaseException]) -> float | None:
+    """One run; gives what a sweeper maximises, where there is that.
+
+    Nothing is raised into Hydra: alone it leaves its error in `outcome`, in a sweep a note.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -136,19 +156,24 @@ def task(settings: Any, outcome: dict[str, BaseException]) -> None:
     overrides = list(hydra.overrides.task)
     alone = hydra.mode != RunMode.MULTIRUN
     note: dict[str, Any] = {"overrides": overrides}
+    if not alone:
+        begin_note(settings.runs_dir, hydra.job.num, overrides)
     try:
         folder = one_run(settings, names, overrides, note)
+        note["objective"] = objective_of(folder)
         if alone:
-            print(f"{summary(folder)}\n{folder}")
+            if os.environ.get("RANK", "0") == "0":  # else the first process of torchrun's says it
+                print(f"{summary(folder)}\n{folder}")
         else:
             log.info(summary(folder))
     except Exception as error:
         outcome["error"] = error
         note["error"] = reason(error, overrides)
     if alone:
-        return
+        return note.get("objective")
     outcome.clear()
     leave_note(settings.runs_dir, hydra.job.num, note)
+    return note.get("objective")
 
 
 def one_run(settings: Any, names: dict[str, str], overrides: list[str], note: dict[str, Any]) -> Path:
@@ -167,11 +192,21 @@ def summary(folder: Path) -> str:
     from anomaly_bench.record import read_json
 
     figures, run = read_json(folder / "metrics.json"), read_json(folder / "run.json")
+    chosen_by = (
+        f", on validation rows {figures['auroc_validation']:.3f}" if "auroc_validation" in figures else ""
+    )
     return (
-        f"AUROC {figures['auroc']:.3f}, untrained {figures['auroc_untrained']:.3f}: {run['model']} on "
+        f"AUROC {figures['auroc']:.3f}, untrained {figures['auroc_untrained']:.3f}{chosen_by}: {run['model']} on "
         f"{run['data']}, {run['case']}, seed {run['seed']}, {run['epochs_done']} epochs, "
         f"{figures['train_seconds']:.0f} s of training"
     )
+
+
+def objective_of(folder: Path) -> float | None:
+    """What a sweeper maximises: the AUROC on validation rows, never the one on test rows; None without such rows."""
+    from anomaly_bench.record import read_json
+
+    return read_json(folder / "metrics.json").get("auroc_validation")
 
 
 def notes_of_sweep(runs_dir: str) -> Path:
@@ -179,8 +214,18 @@ def notes_of_sweep(runs_dir: str) -> Path:
     return Path(runs_dir) / ".sweeps" / os.environ[SWEEP]
 
 
+def begin_note(runs_dir: str, number: int, overrides: list[str]) -> None:
+    """Say that job `number` of this sweep has begun, so that it is missed if it never says how it ended."""
+    from anomaly_bench.record import write_json
+
+    with contextlib.suppress(OSError):  # the note of its end is tried all the same
+        write_json(notes_of_sweep(runs_dir) / f"{number}.json", {"overrides": overrides, "begun": True})
+
+
 def leave_note(runs_dir: str, number: int, note: dict[str, Any]) -> None:
-    """Say how job `number` of this sweep ended: its `overrides`, its `folder` if known, the `error` if there was one.
+    """Say how job `number` of this sweep ended.
+
+    The note has its `overrides`, its `folder` if known, its `objective` if it has one, the `error` if there was one.
 
     A failed job without a folder, or killed in its own, has `error.json` in a folder for that, until it is well.
     """
@@ -213,26 +258,65 @@ def folder_without_run(runs_dir: str, overrides: Sequence[str]) -> Path:
 class SweepTable:
     """A Hydra callback: at the end of a sweep, its table; a failed job makes the exit code 1."""
 
+    begun: Any = None
+    """The config of the sweep that this process has begun and not ended."""
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        """Remember the sweep: a launcher that breaks off ends it without `on_multirun_end`.
+
+        A sweeper that chooses is refused here where it has nothing to choose by, and a sweep of torchrun's.
+        """
+        if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+            sys.exit(
+                refuse("torchrun: it takes one run, not a sweep; hydra/launcher= spreads the jobs of a sweep")
+            )
+        if "optuna" in str(config.hydra.sweeper.get("_target_")) and config.evaluation.validation is None:
+            sweeper = config.hydra.runtime.choices["hydra/sweeper"]
+            line = f"hydra/sweeper={sweeper}: test rows choose nothing; evaluation.validation=0.1 holds rows out for it"
+            sys.exit(refuse(f"{line}, and evaluation.validation_class=CLASS says whose are the anomalies"))
+        SweepTable.begun = config
+
     def on_multirun_end(self, config: Any, **_: Any) -> None:
         """Print the table of this sweep's runs, and those that failed."""
-        from anomaly_bench.record import read_json, read_records
-        from anomaly_bench.report.tables import text_of
-
-        written = [read_json(path) for path in notes_of_sweep(config.runs_dir).glob("*.json")]
-        notes = [note for note in written if note] + UNWRITTEN
-        records = [found for note in notes if "folder" in note for found in read_records(note["folder"])]
-        if any(record.status == "finished" for record in records):
-            print(text_of(records, config.hydra.runtime.choices.get("experiment")))
-        failed = [note for note in notes if "error" in note]
-        for note in failed:
-            print(f"failed: {' '.join(note['overrides'])}: {note['error']}")
-        if failed:
+        if print_sweep(config):
             sys.exit(1)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("on_"):
             return lambda **_: None
         raise AttributeError(name)
+
+
+def print_sweep(config: Any, broken: str | None = None) -> bool:
+    """Print the table of a sweep's runs and what failed; gives whether anything did.
+
+    A job that has begun and left no note of its end was killed, or still runs on another machine where the launcher
+    has broken off. It has failed until it says that it is well.
+
+    Args:
+        broken: why the launcher gave up, if it did.
+    """
+    from anomaly_bench.record import read_json, read_records
+    from anomaly_bench.report.tables import text_of
+
+    notes, told = UNWRITTEN[:], [note["overrides"] for note in UNWRITTEN]
+    for path in notes_of_sweep(config.runs_dir).glob("*.json"):
+        note = read_json(path)
+        if not note or note["overrides"] in told:
+            continue
+        if note.pop("begun", False):
+            note["error"] = "its process left no word of its end: killed (out of memory? out of time?)"
+            leave_note(config.runs_dir, int(path.stem), note)
+        notes.append(note)
+    records = [found for note in notes if "folder" in note for found in read_records(note["folder"])]
+    if any(record.status == "finished" for record in records):
+        print(text_of(records, config.hydra.runtime.choices.get("experiment")))
+    failed = [f"{' '.join(note['overrides'])}: {note['error']}" for note in notes if "error" in note]
+    if broken:
+        failed.append(broken)
+    for line in failed:
+        print(f"failed: {line}")
+    return bool(failed)
 
 
 # ------------------------------------------------------------------------------ error messages
@@ -296,6 +380,13 @@ def explained(error: Exception, arguments: Sequence[str]) -> str | None:
         )
     if isinstance(error, InstantiationException):
         return one_line(error)
+    if missing := re.search(
+        r"Unknown plugin class : 'hydra_plugins\.hydra_(\w+)_(launcher|sweeper)\.", str(error)
+    ):
+        extra = {"submitit": "slurm"}.get(missing[1], missing[1])
+        plugin = f"hydra-{missing[1]}-{missing[2]}".replace("_", "-")
+        what = f"anomaly-bench[{extra}]" if extra in EXTRAS else plugin
+        return f"hydra/{missing[2]}: {plugin} is not installed: pip install {what}"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     if unknown := re.search(r"Could not override '(.+?)'", str(error)):
@@ -449,4 +540,6 @@ COMMANDS = {"report": report, "score": score, "export": export, "list": list_cho
 
 
 if __name__ == "__main__":
-    main()
+    from anomaly_bench import cli  # by the name that callbacks, launchers and their processes know it by
+
+    cli.main()

@@ -29,6 +29,7 @@ from anomaly_bench.schema import on_data as on_data  # configs of methods use it
 from anomaly_bench.sweep import SHARED
 from anomaly_bench.training.checkpoint import load_tensors
 from anomaly_bench.training.trainer import Trainer
+from anomaly_bench.validation import Validation, check_blind, hold_out
 
 NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "point", "data", "trainer")
 """Settings that cannot change the numbers, that stand in the run's name, or are hashed by what they come to."""
@@ -39,6 +40,9 @@ AS_EVER = ("deterministic", False)
 
 SCORING_ONLY = ("epoch", "batch_norm", "test_order", "batch_size", "quantile")
 """Switches of `evaluation` that leave training as it is."""
+
+VALIDATION = ("validation", "validation_class")
+"""Switches of `evaluation` that hold rows out."""
 
 SCALER = "scaler.safetensors"
 """The file of a run that holds its fitted scaler."""
@@ -59,6 +63,7 @@ class Job:
         scaler: of rows of numbers, fitted as `evaluation.scaling` has it; None for images.
         settings_hash: of every setting that can change the numbers, but for class and seed.
         training_hash: of those among them that can change what is learned.
+        validation: rows that hyper-parameters may be chosen by, where some are held out.
     """
 
     settings: DictConfig
@@ -72,6 +77,7 @@ class Job:
     folder: Path
     settings_hash: str
     training_hash: str
+    validation: Validation | None = None
 
     @property
     def seed(self) -> int:
@@ -117,6 +123,10 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     split = instantiate(settings.protocol).split(dataset, settings.seed)
     if transductive(settings.model):
         split = replace(split, train=split.test)
+    share, of_class = (values["evaluation"].get(name) for name in VALIDATION)
+    split, validation = hold_out(split, dataset, settings.seed, share, of_class)
+    if validation is not None:
+        check_blind(values["evaluation"])
     # The best epoch cannot be told without looking at every one.
     eval_every = values["trainer"]["eval_every"] or int(values["evaluation"]["epoch"] == "best_test")
     trainer = Trainer(**values["trainer"] | {"eval_every": eval_every})
@@ -132,7 +142,20 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     folder = Path(settings.runs_dir) / name
     scaler = scaler_for(dataset, split, values["evaluation"]["scaling"])
     learning = training_hash(counted)
-    return Job(settings, values, names, overrides, dataset, split, scaler, trainer, folder, digest, learning)
+    return Job(
+        settings,
+        values,
+        names,
+        overrides,
+        dataset,
+        split,
+        scaler,
+        trainer,
+        folder,
+        digest,
+        learning,
+        validation,
+    )
 
 
 def training_hash(counted: dict[str, Any]) -> str:
@@ -189,6 +212,11 @@ def plain(settings: DictConfig) -> dict[str, Any]:
     values = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(settings, resolve=True)))
     assert isinstance(values, dict)
     values["evaluation"].pop("by_method", None)
+    if (
+        values["evaluation"].get("validation") is None
+    ):  # then the run is the one it was before there was this setting
+        for name in VALIDATION:
+            values["evaluation"].pop(name, None)
     return {str(key): value for key, value in values.items()}
 
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anomaly_bench.rows import Batch, Rows
 
-__all__ = ["Batch", "Detector", "Explanation", "Rows", "Stage", "adam", "descend", "detached"]
+__all__ = ["Batch", "Detector", "Explanation", "Rows", "Stage", "adam", "agreed", "descend", "detached"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Detector(nn.Module, ABC):
 
     transductive: ClassVar[bool] = False
     """True where the method can only score the rows it is fitted to: a run then trains it on the test rows."""
+
+    splits: bool = False
+    """True where each loss of a step is a mean over its rows: several processes may then take a part of them each."""
 
     foldable: ClassVar[bool] = True
     """False where scoring descends: batch norm that becomes part of the weights moves what it finds."""
@@ -122,6 +126,15 @@ def descend(optimizer: Optimizer, loss: Tensor, keep_graph: bool = False) -> Non
         same = gradient.stride() == parameter.stride()
         parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
     optimizer.step()
+
+
+def agreed(loss: Tensor) -> Tensor:
+    """A loss as all processes of the run have it, for what a step decides by it; in a run of one, `loss` itself."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return loss
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    return mean / dist.get_world_size()
 
 
 def detached(**losses: Tensor) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
 from anomaly_bench.report.pictures import Shown, draw_run
 from anomaly_bench.rows import Rows
+from anomaly_bench.training import parallel
 from anomaly_bench.training.checkpoint import (
     Checkpoint,
     Epoch,
@@ -52,9 +53,14 @@ UNFINISHED_ONLY = (KEEP, previous_of(Path(KEEP)).name, BEST)
 def run(job: Job) -> None:
     """Compute one run, go on with it, or find it finished; another process that has it is waited for.
 
+    Of several processes that torchrun has started, the first does so, and the others learn with it.
+
     Raises:
         SettingError: for what a user can put right. The run's folder then holds `error.json`, as after any error.
     """
+    if parallel.rank():
+        learn_along(job)
+        return
     if not (job.folder / "metrics.json").exists():
         check_that_it_builds(job)
     open_folder(job.folder)
@@ -64,9 +70,11 @@ def run(job: Job) -> None:
             log.info("finished already: %s (rerun=true computes it again)", job.folder)
             join(job)
             remove(job, *UNFINISHED_ONLY)
+            parallel.tell(False, job.trainer.device)
             return
         try:
             begin(job)
+            parallel.tell(True, job.trainer.device)
             with deterministic(job.values["deterministic"]):
                 compute(job)
         except Exception as error:
@@ -101,6 +109,16 @@ def open_folder(folder: Path) -> None:
             raise SettingError(
                 f"{path}: it is a link, and a run writes to none; remove it or set runs_dir=..."
             )
+
+
+def learn_along(job: Job) -> None:
+    """What a process does that is not the first of its run: its part of every step, and nothing else."""
+    if not parallel.tell(False, job.trainer.device):
+        return
+    train = job.rows(job.x[job.split.train])
+    with contextlib.suppress(SettingError):  # the first process meets the same, and records it
+        job.trainer.learn(job.build(), train, seed=job.seed, keep=job.folder / KEEP)
+    parallel.leave()
 
 
 def finished(job: Job) -> bool:
@@ -176,15 +194,30 @@ def provenance(job: Job) -> dict[str, Any]:
         "n_train": len(job.split.train),
         "n_test": len(job.split.test),
         "n_anomalous": int(job.split.anomalous.sum()),
+        **facts_of_validation(job),
         "transductive": job.split.transductive,
         "device": str(job.trainer.device),
         "precision": job.trainer.precision,
         "threads": torch.get_num_threads(),
         "deterministic": job.values["deterministic"],
+        **({"processes": parallel.processes()} if parallel.processes() > 1 else {}),
         "versions": record.versions(),
         "machine": record.machine(),
         "git": record.git_revision(),
         "started": now(),
+    }
+
+
+def facts_of_validation(job: Job) -> dict[str, Any]:
+    """What is known of the validation rows, where there are some."""
+    if job.validation is None:
+        return {}
+    rows, anomalous = job.validation.rows, job.validation.anomalous
+    kinds = np.unique(job.dataset.classes[rows[anomalous]])
+    return {
+        "n_validation": len(rows),
+        "n_validation_anomalous": int(anomalous.sum()),
+        "validation_anomalies": [job.dataset.class_names[kind] for kind in kinds],
     }
 
 
@@ -228,6 +261,7 @@ def compute(job: Job) -> None:
     numbers = metrics.measure(scores, anomalous, threshold) | {
         "auroc_interval": metrics.auroc_interval(scores, anomalous),
         **control,
+        **validated(job, detector),
         "per_class": metrics.per_class(scores, anomalous, classes, job.dataset.class_names),
         "train_seconds": learned.seconds,
         "train_images_per_s": rows_seen(learned, train) / learned.seconds,
@@ -254,9 +288,10 @@ def compute(job: Job) -> None:
 
 def learn(job: Job, detector: Detector, train: Rows, evaluate: Callable[[], float]) -> Learned:
     """Train the detector, or take over what another evaluation's run has trained; then what is to be scored."""
-    if (twin := twin_of(job)) is not None:
+    if parallel.processes() == 1 and (twin := twin_of(job)) is not None:
         return take_over(job, detector, twin)
     learned = job.trainer.learn(detector, train, seed=job.seed, keep=job.folder / KEEP, evaluate=evaluate)
+    parallel.leave()
     if job.evaluation["epoch"] == "best_test" and (job.folder / BEST).exists():
         keep_last(job, detector)
         detector.load_state_dict(load_tensors(job.folder / BEST)[0])
@@ -286,6 +321,14 @@ def scores_of(job: Job, detector: Detector, rows: Rows) -> np.ndarray:
         fold=job.trainer.fold,
     )
     return scores.numpy()
+
+
+def validated(job: Job, detector: Detector) -> dict[str, float]:
+    """The AUROC on validation rows, where there are some: what a sweeper maximises."""
+    if job.validation is None:
+        return {}
+    scores = scores_of(job, detector, job.rows(job.x[job.validation.rows]))
+    return {"auroc_validation": metrics.auroc(scores, job.validation.anomalous)}
 
 
 def control_numbers(job: Job, train: Rows, test: Rows, anomalous: np.ndarray) -> dict[str, float]:

@@ -46,6 +46,8 @@ class Evaluation:
     hindsight: bool = False
     batch_size: int = 256
     quantile: float = 0.95
+    validation: float | None = None
+    validation_class: int | str | None = None
     by_method: Any = None
 
 

@@ -48,7 +48,10 @@ class SideBySide(Launcher):
                         "%d jobs, %d at a time, threads of each: %d", len(job_overrides), workers, threads
                     )
                     self.side_by_side(pool, configs, len(job_overrides))
-                    return [JobReturn(one, status=JobStatus.COMPLETED) for one in job_overrides]
+                    return [
+                        JobReturn(one, status=JobStatus.COMPLETED, _return_value=self.objective(number))
+                        for number, one in enumerate(job_overrides, initial_job_idx)
+                    ]
         log.info("%d jobs, one after another", len(job_overrides))
         return [self.here(config) for config in configs]
 
@@ -87,6 +90,13 @@ class SideBySide(Launcher):
                     note = {"overrides": job.overrides, "error": error}
                     leave_note(self.config.runs_dir, job.number, note)
                 bar.update()
+
+    def objective(self, number: int) -> float | None:
+        """What a job on a worker came to, as its note says."""
+        from anomaly_bench.cli import notes_of_sweep
+        from anomaly_bench.record import read_json
+
+        return read_json(notes_of_sweep(self.config.runs_dir) / f"{number}.json").get("objective")
 
     def log_as_configured(self) -> None:
         """Set logging up for this process; a job sets it up for itself."""

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "metrics": {"errors"},
     "data": {"data", "errors"},
     "protocols": {"data", "errors"},
+    "validation": {"data", "protocols", "errors"},
     "networks": {"networks", "errors"},
     "detector": {"rows", "errors"},
     "wgan": {"detector", "losses"},

@@ -38,6 +38,8 @@ class Autoencoder(Detector):
         lr, eps, weight_decay, batch_size, epochs: of Adam.
     """
 
+    splits = True
+
     def __init__(
         self,
         shape: tuple[int, ...],

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, agreed, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.dcgan import Decoder, Discriminator, Encoder, check_dcgan_shape, dcgan_init
@@ -86,6 +86,7 @@ class GANomaly(Detector):
         self.apply(dcgan_init)
         self.w_adv, self.w_con, self.w_enc = w_adv, w_con, w_enc
         self.losses = losses
+        self.splits = losses != "paper"  # there, features are compared with the mean of a batch
         self.reinit_below = reinit_below
         self.score_norm = score_norm
         self.lr, self.betas = lr, (beta1, 0.999)
@@ -114,7 +115,7 @@ class GANomaly(Detector):
             l_d = (bce(real, 1) + bce(fooled, 0)) / 2
             descend(g, self.w_adv * l_adv + self.w_con * l_con + self.w_enc * l_enc, keep_graph=True)
             descend(d, l_d)
-            reinit = self.reinitialise(fresh, l_d < self.reinit_below)
+            reinit = self.reinitialise(fresh, agreed(l_d) < self.reinit_below)
             return detached(adv=l_adv, con=l_con, enc=l_enc, d=l_d, reinit=reinit)
 
         def step_of_2018(batch: Batch) -> dict[str, Tensor]:
@@ -123,7 +124,8 @@ class GANomaly(Detector):
             l_real = bce(self.discriminate(x)[1], 1)
             l_fake = bce(self.discriminate(fake.detach())[1], 0)
             descend(d, l_real + l_fake)
-            reinit = self.reinitialise(fresh, torch.minimum(l_real, l_fake) < self.reinit_below)
+            least = torch.minimum(agreed(l_real), agreed(l_fake))
+            reinit = self.reinitialise(fresh, least < self.reinit_below)
             l_adv = bce(self.discriminate(fake)[1], 1)
             l_con = l1_loss(fake, x)
             l_enc = mse_loss(z_hat, z)

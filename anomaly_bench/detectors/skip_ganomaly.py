@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, agreed, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.dcgan import Encoder, check_dcgan_shape, dcgan_init
@@ -96,6 +96,8 @@ class SkipGANomaly(Detector):
         lr, beta1, batch_size, epochs: of both Adams.
     """
 
+    splits = True
+
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -141,7 +143,7 @@ class SkipGANomaly(Detector):
             l_d = bce(real, 1) + bce(fooled, 0) + (l_lat if self.d_lat else 0)
             descend(g, self.w_adv * l_adv + self.w_con * l_con + self.w_lat * l_lat, keep_graph=True)
             descend(d, l_d)
-            reinit = self.reinitialise(fresh, l_d < self.reinit_below)
+            reinit = self.reinitialise(fresh, agreed(l_d) < self.reinit_below)
             return detached(adv=l_adv, con=l_con, lat=l_lat, d=l_d, reinit=reinit)
 
         yield Stage("gan", self.epochs, step, (g, d), self.batch_size)

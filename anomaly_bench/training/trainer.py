@@ -14,6 +14,7 @@ from tqdm import tqdm
 from anomaly_bench.arguments import MOST
 from anomaly_bench.detector import Batch, Detector, Rows, Stage
 from anomaly_bench.errors import SettingError
+from anomaly_bench.training import parallel
 from anomaly_bench.training.capture import MODES, Prepared, prepared
 from anomaly_bench.training.checkpoint import (
     Checkpoint,
@@ -78,7 +79,7 @@ class Trainer:
             raise SettingError(f"trainer.compile={compile}: allowed are {', '.join(MODES)}")
         if not 0 < epoch_scale <= MOST:
             raise SettingError(f"trainer.epoch_scale={epoch_scale}: must be above 0, and at most {MOST}")
-        self.device = pick_device(device)
+        self.device = parallel.own_device(pick_device(device))
         self.precision = pick_precision(precision, self.device)
         self.batch_size = batch_size
         self.epoch_scale = epoch_scale
@@ -130,6 +131,7 @@ class Trainer:
             raise SettingError("protocol: it leaves no rows to train on")
         torch.manual_seed(seed)
         order = torch.Generator().manual_seed(seed)
+        first = parallel.rank() == 0
         kept = Checkpoint.last(keep) if keep is not None else None
         if kept:
             with fitting(keep):
@@ -142,9 +144,11 @@ class Trainer:
             detector.train()
             if done >= self.epochs(stage):
                 continue
+            parallel.begin(detector, stage, train.batch_size(self.batch_size or stage.batch_size))
             run = self.prepare(detector, stage, train)
             for epoch in range(done, self.epochs(stage)):
-                line = self.one_epoch(number, epoch + 1, stage, run, train, order)
+                with parallel.epoch(detector, train.device):
+                    line = self.one_epoch(number, epoch + 1, stage, run, train, order)
                 last = epoch + 1 == self.epochs(stage)
                 due = self.eval_every and (last or (epoch + 1) % self.eval_every == 0)
                 if evaluate is not None and due and stage.scorable:
@@ -152,7 +156,7 @@ class Trainer:
                 history.append(line)
                 over = last or (stage.until is not None and stage.until(line.losses))
                 due = over or (epoch + 1) % max(1, self.epochs(stage) // KEPT) == 0
-                if keep is not None and due:
+                if keep is not None and due and first:
                     state_after(line, over, history, detector, stage, train.device, order).save(keep)
                 if over:
                     break
@@ -163,7 +167,9 @@ class Trainer:
         size = train.batch_size(self.batch_size or stage.batch_size)
         index = torch.arange(size, device=train.device)
         return prepared(
-            self.compile,
+            self.compile
+            if parallel.processes() == 1
+            else "off",  # a record would hold no message to the others
             detector,
             stage,
             Batch(train.take(index), index),
@@ -183,13 +189,14 @@ class Trainer:
         totals: Tensor | None = None
         names: list[str] = []
         unseen: list[Tensor] = []
-        with tqdm(total=steps * size, desc=title, unit=" rows", disable=None, leave=False) as bar:
+        quiet = True if parallel.rank() else None
+        with tqdm(total=steps * size, desc=title, unit=" rows", disable=quiet, leave=False) as bar:
             for step, batch in enumerate(train.shuffled(size, order), 1):
-                losses = run.step(batch)
+                losses = run.step(parallel.part_of(batch))
                 names = list(losses)
                 unseen.append(torch.stack([loss.float() for loss in losses.values()]))
                 if step % LOOK_EVERY == 0 or step == steps:
-                    block = torch.stack(unseen).cpu()
+                    block = parallel.mean_losses(torch.stack(unseen)).cpu()
                     check_finite(block, names, stage.name, epoch, step - len(unseen))
                     totals = block.sum(0) if totals is None else totals + block.sum(0)
                     bar.update(len(unseen) * size)
