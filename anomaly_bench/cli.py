@@ -45,7 +45,7 @@ def stop(*_: object) -> None:
 
 def answer(arguments: list[str]) -> int:
     """Do what the arguments say; gives the exit code: 2 for what the user can put right, 1 for a failure."""
-    commands = {"report": report, "score": score, "list": list_choices}
+    commands = {"report": report, "score": score, "recommend": recommend, "list": list_choices}
     try:
         if arguments and arguments[0] in commands:
             with notices():
@@ -364,6 +364,18 @@ def score(arguments: list[str]) -> int:
             f"above {scored.threshold:.6g} ({scored.rule})"
         )
     return FOUND if given.fail_on_anomaly and scored.n_anomalous else 0
+
+
+def recommend(arguments: list[str]) -> int:
+    """`recommend data=folder data.root=FOLDER`: a short race of a few methods on your data, ranked."""
+    parser = argparse.ArgumentParser("anomaly-bench recommend", description=recommend.__doc__)
+    parser.add_argument("settings", nargs="*", help="as for a run; model=a,b names the methods")
+    parser.add_argument("--minutes", type=float, default=5.0, help="bound of the whole race; default: 5")
+    given = parser.parse_intermixed_args(arguments)
+    from anomaly_bench.recommend import recommend as race
+
+    print(race(given.settings, given.minutes))
+    return 0
 
 
 def list_choices(arguments: list[str]) -> int:

@@ -10,6 +10,8 @@ same rows comes to the same scores.
 
 import difflib
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import lru_cache
 from math import prod
 from typing import Any, Self
 
@@ -156,8 +158,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         """The config of the method with the user's settings in it."""
         known = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
         check_choice("method", self.method, known)
-        settings = settings_of([f"model={self.method}"])[0]
-        settings.data = None  # a method may have other sizes on a paper's data set; these arrays are none
+        settings = deepcopy(settings_of_method(self.method))
         update(settings.model, self.settings, f"method={self.method}")
         return settings
 
@@ -165,10 +166,15 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         """Rows float32 `[N, D]`, or images `[N, C, H, W]`, uint8 or float32 in [0, 1]."""
         if getattr(X, "ndim", 2) not in (3, 4):
             x = validate_data(
-                self, X, reset=fitting, dtype=np.float32, ensure_all_finite="allow-nan"
+                self,
+                X,
+                reset=fitting,
+                dtype=np.float32,
+                ensure_all_finite="allow-nan",
+                ensure_min_samples=1 + fitting,  # one row has no spread to learn
             )
         else:
-            x = checked_images(X)
+            x = checked_images(X, 1 + fitting)
             if fitting:
                 self.n_features_in_ = prod(x.shape[1:])
         if not fitting and x.shape[1:] != self.shape_:
@@ -192,6 +198,14 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
             fold=self._trainer.fold,
         )
         return scores.numpy().astype(np.float64)
+
+
+@lru_cache(maxsize=8)
+def settings_of_method(method: str) -> DictConfig:
+    """The composed config of a method on data that are no paper's, on which it may have other sizes."""
+    settings = settings_of([f"model={method}"])[0]
+    settings.data = None
+    return settings
 
 
 def load_data(name: str = "digits", **settings: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -247,9 +261,9 @@ def copied(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     return dataset.x[torch.from_numpy(rows)].numpy()
 
 
-def checked_images(X: ArrayLike) -> np.ndarray:
-    """Images `[N, C, H, W]`, uint8 or float32 in [0, 1]."""
-    x = check_array(X, dtype=[np.float32, np.uint8], allow_nd=True)
+def checked_images(X: ArrayLike, least: int) -> np.ndarray:
+    """Images `[N, C, H, W]`, uint8 or float32 in [0, 1], and at least so many."""
+    x = check_array(np.asarray(X), dtype=[np.float32, np.uint8], allow_nd=True, ensure_min_samples=least)
     if x.ndim == 3:
         x = x[:, None]
     if x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
