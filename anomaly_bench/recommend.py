@@ -28,7 +28,7 @@ from tabulate import tabulate
 from anomaly_bench import metrics
 from anomaly_bench.errors import SettingError
 from anomaly_bench.record import read_json
-from anomaly_bench.sweep import Worker, WorkerDiedError, cores
+from anomaly_bench.sweep import Worker, WorkerDiedError, shares
 
 log = logging.getLogger("anomaly_bench")
 
@@ -101,16 +101,26 @@ class Judge:
 
     def ask(self, what: str, of: Any, seconds: float) -> dict[str, Any]:
         """The worker's answer; an `error` says why there is none."""
-        worker = self.worker = self.worker or Worker(cores(), self.folder)
-        stop = threading.Timer(max(0, seconds), worker.stop)
-        stop.start()
+        worker = self.worker = self.worker or Worker(shares(1)[1], self.folder)
+        gone = threading.Event()
+
+        def stop() -> None:
+            gone.set()
+            worker.stop()
+
+        timer = threading.Timer(max(0, seconds), stop)
+        timer.start()
         try:
             return worker.ask(what, of)
         except WorkerDiedError as death:
-            self.worker = None
-            return {"error": str(death) if stop.is_alive() else f"stopped after {seconds:.0f} s"}
+            said = f"stopped after {seconds:.0f} s" if gone.is_set() else str(death)
+            gone.set()
+            return {"error": said}
         finally:
-            stop.cancel()
+            timer.cancel()
+            if gone.is_set():
+                worker.end()
+                self.worker = None
 
     def end(self) -> None:
         """Stop the worker."""
@@ -134,6 +144,9 @@ def recommend(overrides: Sequence[str], minutes: float) -> str:
     given = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
     if refused := [key for key in given if key in OURS or key.startswith("evaluation.")]:
         raise SettingError(f"{refused[0]}: recommend decides that itself; leave it out")
+    if not (digits := given.get("seed", "0")).isdecimal():
+        raise SettingError(f"seed={digits}: allowed is one whole number from 0")
+    seed = int(digits)
     common = [text for text in overrides if not text.startswith("model=")]
     clock = Clock(60 * minutes)
     with judge() as asked:
@@ -142,7 +155,6 @@ def recommend(overrides: Sequence[str], minutes: float) -> str:
         if "error" in facts:
             raise SettingError(facts["error"])
         methods = given["model"].split(",") if "model" in given else ROWS if facts["rows"] else IMAGES
-        seed = int(given.get("seed", 0))
         seeds = [seed] if facts["anomalies"] else [seed, seed + 1]
         entries = [Entry(method) for method in methods]
         race(asked, entries, common, seeds, made_up=not facts["anomalies"], clock=clock)
@@ -205,13 +217,16 @@ def climb(
 
 
 def look(overrides: list[str]) -> dict[str, Any]:
-    """Of the data: are they rows of numbers, and is any row anomalous?"""
-    from anomaly_bench.compose import data_yaml, load_data, settings_of
+    """Of the data: are they rows of numbers, and is any row anomalous? Settings that cannot work are refused."""
+    from anomaly_bench.compose import compose, data_yaml, load_data, settings_of
     from anomaly_bench.protocols import is_normal
 
-    dataset = load_data(data_yaml(settings_of(overrides)[0]))
-    names = dataset.class_names
-    return {"rows": dataset.x.dim() == 2, "anomalies": len(names) > 1 and not all(map(is_normal, names))}
+    settings, names = settings_of(overrides)
+    dataset = load_data(data_yaml(settings))
+    anomalies = len(dataset.class_names) > 1 and not all(map(is_normal, dataset.class_names))
+    if anomalies:
+        compose(settings, names, overrides)
+    return {"rows": dataset.x.dim() == 2, "anomalies": anomalies}
 
 
 def run_one(overrides: list[str], made_up: bool) -> Path:
@@ -257,9 +272,9 @@ def by_halves(entries: list[Entry], seed: int) -> list[str]:
     table.sort(key=lambda line: -line["ranked by"])
     return [
         text_of(table),
-        "`ranked by` is the AUROC on one half of the labelled test rows, drawn by the seed; `AUROC` and its interval "
+        "`ranked by` is the AUROC on one half of the labelled test rows, drawn by the seed; `AUROC` and its interval",
         "are of the other half, which had no part in the ranking. Where intervals overlap, the order may be chance.",
-        f"`untrained` is the control. Training was cut short: anomaly-bench model={table[0]['method']} ... trains in full.",
+        f"`untrained` is the control. Without a bound of time: anomaly-bench model={table[0]['method']} ...",
     ]
 
 
@@ -289,17 +304,17 @@ def by_margin(entries: list[Entry]) -> list[str]:
     table = [line for _, line in sorted(zip(ranks, table, strict=True), key=lambda pair: pair[0])]
     return [
         text_of(table),
-        "No accuracy is known: there are no anomalous rows to measure it on. `margin` is how far the AUROC on anomalies "
-        "made of held-out normal rows lies above that of the untrained control; real anomalies may be of another kind.",
-        "`stability` is the rank correlation of the scores of held-out normal rows between two seeds. The ranking is by "
-        "the mean of both ranks.",
+        "No accuracy is known: there are no anomalous rows to measure it on. `margin` is how far the AUROC on",
+        "anomalies made of held-out normal rows lies above that of the untrained control; real ones may be of another",
+        "kind. `stability` is the rank correlation of the scores of held-out normal rows between two seeds. The",
+        "ranking is by the mean of both ranks.",
     ]
 
 
 def cost(entry: Entry) -> dict[str, Any]:
     """What a method costs, and where its run is."""
     return {
-        "epochs": entry.epochs if read_json(entry.folders[0] / "run.json")["stages"] else "",
+        "epochs": read_json(entry.folders[0] / "run.json")["epochs_done"],
         "train s": round(entry.figure("train_seconds"), 1),
         "ms a row": round(entry.figure("score_ms_per_image"), 3),
         "run": str(entry.folders[0]),

@@ -51,7 +51,7 @@ def test_a_race_on_a_folder_of_images(typed, tmp_path):
         "model=isolation_forest,ae_dense,dagmm",
         *QUICK,
     ]
-    code, out, err = typed(*asked, "--minutes", "1")
+    code, out, err = typed(*asked, "--minutes", "9")
     assert code == 0, err
     table = table_in(out)
     assert sorted(table["method"]) == ["ae_dense", "isolation_forest"]
@@ -74,7 +74,7 @@ def test_a_race_on_a_folder_of_images(typed, tmp_path):
 def test_a_race_without_anomalies_says_that_no_accuracy_is_known(typed, tmp_path):
     shutil.rmtree(digit_files(tmp_path / "digits") / "test/1.abnormal")
     asked = ["data=folder", f"data.root={tmp_path / 'digits'}", "model=isolation_forest,ocsvm", *QUICK]
-    code, out, err = typed(*asked)
+    code, out, err = typed(*asked, "--minutes", "9")
     assert code == 0, err
     assert "No accuracy is known" in out
     table = table_in(out)
@@ -91,7 +91,6 @@ def test_a_race_without_anomalies_says_that_no_accuracy_is_known(typed, tmp_path
 def test_the_bound_holds_in_the_middle_of_a_run(typed, tmp_path):
     people(tmp_path / "people.csv", 2000)
     asked = ["data=table", "data.root=people.csv", "data.label=kind", "normal_class=a", "trainer.device=cpu"]
-    started = time.monotonic()
     judge = race.Judge(str(tmp_path))
     try:
         slow = [*asked, "model=dagmm", "model.epochs=1000000"]
@@ -100,10 +99,8 @@ def test_the_bound_holds_in_the_middle_of_a_run(typed, tmp_path):
         told = judge.ask("race", [slow, False], 2)
         assert told == {"error": "stopped after 2 s"}
         assert time.monotonic() - took < 60
-        assert judge.ask("look", ["data=nothing"], 120)["error"].startswith("data=nothing: there is none")
     finally:
         judge.end()
-    assert time.monotonic() > started
     assert not list(Path("runs").glob("*/metrics.json"))
 
 
@@ -111,6 +108,7 @@ def test_the_bound_holds_in_the_middle_of_a_run(typed, tmp_path):
     ("arguments", "said"),
     [
         (["--minutes", "0"], "--minutes 0: must be above 0"),
+        (["seed=0,1"], "seed=0,1: allowed is one whole number"),
         (["evaluation=as_published"], "evaluation: recommend decides that itself"),
         (["evaluation.epoch=best_test"], "evaluation.epoch: recommend decides that itself"),
         (["trainer.max_epochs=3"], "trainer.max_epochs: recommend decides that itself"),
@@ -127,7 +125,7 @@ def run_folder(folder: Path, scores: np.ndarray, labels: np.ndarray, **figures: 
     pd.DataFrame({"label": labels.astype(int), "score": scores}).to_csv(folder / "scores.csv", index=False)
     known = {"auroc_untrained": 0.5, "train_seconds": 1.0, "score_ms_per_image": 1.0}
     (folder / "metrics.json").write_text(json.dumps(known | figures))
-    (folder / "run.json").write_text(json.dumps({"stages": [{"epochs_done": 4}]}))
+    (folder / "run.json").write_text(json.dumps({"stages": [{"epochs_done": 4}], "epochs_done": 4}))
     return folder
 
 

@@ -28,7 +28,8 @@ def load(
 
     Held out is the test part, or a fifth of the rows where there is none. An anomaly is a held-out image with a
     rectangle from another one in it, a quarter to a half of each side long, elsewhere than it was there (after
-    CutPaste: Li and others, CVPR 2021), or a row in which each number is, with a chance of a half, that of another row.
+    CutPaste: Li and others, CVPR 2021), or a row in which one number at least, and each of the others with a
+    chance of a half, is that of another row.
 
     Args:
         of: the data set without anomalies.
@@ -73,4 +74,6 @@ def exchanged(x: Tensor, draw: np.random.RandomState) -> Tensor:
     """Rows `[N, D]`, each with about half of its numbers from the row before it in a random order."""
     order = draw.permutation(len(x))
     other = x[torch.from_numpy(order[np.argsort(order) - 1])]
-    return torch.where(torch.from_numpy(draw.rand(*x.shape) < 0.5), other, x)
+    taken = draw.rand(*x.shape) < 0.5
+    taken[np.arange(len(x)), draw.randint(x.shape[1], size=len(x))] = True
+    return torch.where(torch.from_numpy(taken), other, x)
