@@ -513,6 +513,18 @@ def export(arguments: list[str]) -> int:
     return 0
 
 
+def recommend(arguments: list[str]) -> int:
+    """`recommend data=folder data.root=FOLDER`: a short race of a few methods on your data, ranked."""
+    parser = argparse.ArgumentParser("anomaly-bench recommend", description=recommend.__doc__)
+    parser.add_argument("settings", nargs="*", help="as for a run; model=a,b names the methods")
+    parser.add_argument("--minutes", type=float, default=5.0, help="bound of the whole race; default: 5")
+    given = parser.parse_intermixed_args(arguments)
+    from anomaly_bench.recommend import recommend as race
+
+    print(race(given.settings, given.minutes))
+    return 0
+
+
 def list_choices(arguments: list[str]) -> int:
     """`list [models|data|protocols|experiments]`: what there is, a line each."""
     parser = argparse.ArgumentParser("anomaly-bench list", description=list_choices.__doc__)
@@ -535,7 +547,7 @@ def headline(path: Path) -> str:
         return next((line.lstrip("# ").rstrip() for line in lines if re.match("# [^@]", line)), "")
 
 
-COMMANDS = {"report": report, "score": score, "export": export, "list": list_choices}
+COMMANDS = {"report": report, "score": score, "export": export, "recommend": recommend, "list": list_choices}
 """What `anomaly-bench WORD ...` calls; all else is a run."""
 
 

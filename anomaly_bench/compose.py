@@ -9,8 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import hydra
 import torch
 import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from anomaly_bench import record
 from anomaly_bench.arguments import MOST, check_arguments
+from anomaly_bench.cli import CONFIGS
 from anomaly_bench.data import shared
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.scaling import Scaler, fit_scaler
@@ -25,6 +29,7 @@ from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
 from anomaly_bench.protocols import Split
 from anomaly_bench.rows import Rows
+from anomaly_bench.schema import Settings
 from anomaly_bench.schema import on_data as on_data  # configs of methods use it
 from anomaly_bench.sweep import SHARED
 from anomaly_bench.training.checkpoint import load_tensors
@@ -110,6 +115,24 @@ class Job:
         """The detector with its first weights, which the seed decides, on the trainer's device."""
         torch.manual_seed(self.seed)
         return self.trainer.place(build(self.settings.model, self.dataset.shape))
+
+
+def settings_of(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """What the command line composes from `overrides`: the settings, and what was chosen of each group.
+
+    It works inside a program of Hydra's too.
+    """
+    ConfigStore.instance().store("schema", Settings)
+    program, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            settings = hydra.compose("config", list(overrides), return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = program
+    chosen = settings.hydra.runtime.choices
+    groups = ("model", "data", "protocol", "evaluation", "experiment")
+    names = {group: str(chosen[group]) for group in groups if chosen.get(group) is not None}
+    return OmegaConf.masked_copy(settings, [key for key in settings if key != "hydra"]), names  # type: ignore
 
 
 def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Job:

@@ -369,12 +369,21 @@ def thresholds_of(
     if job.split.ratio is not None:
         name = f"the known ratio, {100 * job.split.ratio:.3g} % of the test rows"
         first = metrics.quantile_threshold(scores, 1 - job.split.ratio)
-    elif (own := detector.own_threshold()) is not None:
-        name, first = "the method's own", own
     else:
-        name = f"{100 * job.evaluation['quantile']:g} % of the training scores"
-        first = metrics.quantile_threshold(training_scores, job.evaluation["quantile"])
+        name, first = threshold_of(detector, training_scores, job.evaluation["quantile"])
     return {name: first, HINDSIGHT: metrics.best_f1_threshold(scores, anomalous)}
+
+
+def threshold_of(detector: Detector, training_scores: np.ndarray, quantile: float) -> tuple[str, float]:
+    """How a threshold is found where nothing is known of the test rows, in words, and the threshold.
+
+    It is the method's own, where it has one, else that quantile of training scores.
+    """
+    if (own := detector.own_threshold()) is not None:
+        return "the method's own", own
+    return f"{100 * quantile:g} % of the training scores", metrics.quantile_threshold(
+        training_scores, quantile
+    )
 
 
 def rows_seen(learned: Learned, train: Rows) -> int:

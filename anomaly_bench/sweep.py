@@ -141,7 +141,7 @@ class Worker:
             with contextlib.suppress(OSError):  # nobody reads ours; a worker must not wait for that
                 tqdm.write(line.rstrip("\n"), file=sys.stderr)
 
-    def ask(self, what: str, of: Any) -> str | None:
+    def ask(self, what: str, of: Any) -> Any:
         """Send one request and wait for its answer; a worker that ends meanwhile is a WorkerDiedError."""
         line = ""
         with contextlib.suppress(OSError, ValueError):  # its end of the pipe, or ours, is closed

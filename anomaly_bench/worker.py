@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TextIO
 
@@ -99,4 +100,32 @@ def run(config: dict[str, Any]) -> str | None:
     return UNWRITTEN.pop().get("error", "no note of its end could be written") if UNWRITTEN else None
 
 
-ANSWERS = {"device": device, "load": load, "run": run}
+def look(overrides: list[str]) -> dict[str, Any]:
+    """What the data of a race are."""
+    from anomaly_bench import recommend
+
+    return told(overrides, lambda: recommend.look(overrides))
+
+
+def race(entry: list[Any]) -> dict[str, Any]:
+    """One run of a race: its `folder`, or the `error`."""
+    from anomaly_bench import recommend
+
+    overrides, made_up = entry
+    return told(overrides, lambda: {"folder": str(recommend.run_one(overrides, made_up))})
+
+
+def told(overrides: list[str], answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The answer, or why there is none."""
+    from hydra import version
+
+    from anomaly_bench.cli import reason
+
+    version.setbase("1.3")
+    try:
+        return answer()
+    except Exception as error:
+        return {"error": reason(error, overrides)}
+
+
+ANSWERS = {"device": device, "load": load, "run": run, "look": look, "race": race}

@@ -80,7 +80,7 @@ def test_the_readme_is_read():
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 def test_commands_are_accepted(place, typed, arguments):
-    if arguments[:1] in (["report"], ["score"], ["export"], ["list"]):
+    if arguments[:1] in (["report"], ["score"], ["export"], ["recommend"], ["list"]):
         answer(arguments)  # argparse raises SystemExit where it does not understand
         return
     for job in jobs(arguments):

@@ -1,0 +1,299 @@
+"""Use from Python: any method as a scikit-learn estimator, and the data sets as arrays.
+
+    X, X_new, anomalous = anomaly_bench.load_split("digits", abnormal_class=3)
+    detector = anomaly_bench.AnomalyDetector("ganomaly", max_epochs=5).fit(X)
+    scores = detector.anomaly_score(X_new)
+
+Settings, their defaults, training and scoring are those of the command line: a run with the same settings on the
+same rows comes to the same scores.
+"""
+
+import difflib
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import lru_cache
+from math import prod
+from typing import Any, Self
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from numpy.typing import ArrayLike
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from anomaly_bench import metrics
+from anomaly_bench.cli import CONFIGS
+from anomaly_bench.compose import build, data_yaml, plain, settings_of
+from anomaly_bench.compose import load_data as load_dataset
+from anomaly_bench.data.dataset import Dataset
+from anomaly_bench.data.scaling import fit_scaler
+from anomaly_bench.errors import SettingError
+from anomaly_bench.rows import Rows
+from anomaly_bench.run import TRAINING_SAMPLE, losses_frame, some, threshold_of
+from anomaly_bench.training.scoring import score_rows
+from anomaly_bench.training.trainer import Trainer
+
+PIXELS = 0.5, 0.5
+"""Mean and deviation of pixels on [0, 1], with which a detector sees them in [-1, 1]."""
+
+
+class AnomalyDetector(OutlierMixin, BaseEstimator):
+    """Any method of the project, with scikit-learn's interface.
+
+    It follows scikit-learn's outlier detectors: a *lower* `decision_function` is more abnormal, negative is
+    abnormal, and `predict` gives +1 for normal and -1 for abnormal rows. PyOD has it the other way round: there a
+    higher `decision_function` is more abnormal, and `predict` gives 0 and 1. `anomaly_score` is the method's own
+    score, as the command line writes it: higher is more anomalous.
+
+    `X` are rows of numbers `[N, D]`, NaN where one is missing, or images `[N, H, W]` or `[N, C, H, W]`, uint8 or
+    float in [0, 1]. A detector is fitted to normal rows; a method that learns from rows of which some are
+    anomalous (`drae`, `e3outlier`, `rda`) scores those rows, which `fit_predict` does.
+
+    Args:
+        method: a name of `anomaly-bench list models`.
+        max_epochs: no stage of training has more; None for the paper's.
+        quantile: `predict` calls abnormal what scores above this share of up to 1024 training rows. None is the
+            method's own threshold, where it has one, else the share of a run, 0.95.
+        scale: of rows of numbers: `minmax`, `standard` or None, fitted to the training rows.
+        seed: of the first weights and the batches.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        settings: of the method, as in `configs/model/<method>.yaml`: `epochs=5`, `lr=1e-3`.
+
+    Attributes:
+        detector_: the fitted `anomaly_bench.detector.Detector`.
+        history_: one line for each epoch, a DataFrame.
+        threshold_: the anomaly score above which a row is abnormal; `threshold_rule_` says how it was found.
+        offset_: `decision_function` is `score_samples` less this.
+        shape_: of one row as the detector takes it.
+        n_features_in_: numbers or pixels of one row.
+    """
+
+    def __init__(
+        self,
+        method: str = "isolation_forest",
+        *,
+        max_epochs: int | None = None,
+        quantile: float | None = None,
+        scale: str | None = "minmax",
+        seed: int = 0,
+        device: str = "auto",
+        **settings: Any,
+    ) -> None:
+        self.method = method
+        self.max_epochs = max_epochs
+        self.quantile = quantile
+        self.scale = scale
+        self.seed = seed
+        self.device = device
+        self.settings = settings
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """All arguments by name, those of the method too."""
+        return super().get_params(deep) | self.settings
+
+    def set_params(self, **params: Any) -> Self:
+        """Set arguments by name; what is none of the estimator's is a setting of the method, checked by `fit`."""
+        own = set(self._get_param_names())
+        self.settings = self.settings | {name: params[name] for name in params if name not in own}
+        return super().set_params(**params)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+    def fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Learn what is normal from rows or images; `y` is ignored.
+
+        Raises:
+            SettingError: an unknown method or setting, rows that the method does not take, a loss that diverges.
+        """
+        x = self._checked(X, fitting=True)
+        settings = self._composed()
+        values = plain(settings)
+        trainer = Trainer(**values["trainer"] | {"device": self.device, "max_epochs": self.max_epochs})
+        self.scaler_ = fit_scaler(x, self.scale) if x.dim() == 2 else None
+        self.shape_ = tuple(x.shape[1:])
+        self._trainer, self._batch_size = trainer, values["evaluation"]["batch_size"]
+        with torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            self.detector_ = trainer.place(build(settings.model, self.shape_))
+            learned = trainer.learn(self.detector_, self._rows(x), seed=self.seed)
+        self.detector_.eval()
+        self.history_ = losses_frame(learned.history)
+        sample = some(np.arange(len(x)), TRAINING_SAMPLE, self.seed)
+        scores = self._scores(x[torch.from_numpy(np.sort(sample))])
+        if self.quantile is None:
+            rule = threshold_of(self.detector_, scores, values["evaluation"]["quantile"])
+            self.threshold_rule_, self.threshold_ = rule
+        else:
+            self.threshold_ = metrics.quantile_threshold(scores, self.quantile)
+            self.threshold_rule_ = f"{100 * self.quantile:g} % of the training scores"
+        self.offset_ = -self.threshold_
+        return self
+
+    def anomaly_score(self, X: ArrayLike) -> np.ndarray:
+        """The method's score of each row, `[N]`: higher is more anomalous."""
+        check_is_fitted(self)
+        return self._scores(self._checked(X, fitting=False))
+
+    def score_samples(self, X: ArrayLike) -> np.ndarray:
+        """The opposite of `anomaly_score`, `[N]`: lower is more abnormal."""
+        return -self.anomaly_score(X)
+
+    def decision_function(self, X: ArrayLike) -> np.ndarray:
+        """`score_samples` less `offset_`, `[N]`: lower is more abnormal, below 0 abnormal."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """+1 for each normal row, -1 for each abnormal one, `[N]`."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def _composed(self) -> DictConfig:
+        """The config of the method with the user's settings in it."""
+        known = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+        check_choice("method", self.method, known)
+        settings = deepcopy(settings_of_method(self.method))
+        update(settings.model, self.settings, f"method={self.method}")
+        return settings
+
+    def _checked(self, X: ArrayLike, fitting: bool) -> Tensor:
+        """Rows float32 `[N, D]`, or images `[N, C, H, W]`, uint8 or float32 in [0, 1]."""
+        if getattr(X, "ndim", 2) not in (3, 4):
+            x = validate_data(
+                self,
+                X,
+                reset=fitting,
+                dtype=np.float32,
+                ensure_all_finite="allow-nan",
+                ensure_min_samples=1 + fitting,  # one row has no spread to learn
+            )
+        else:
+            x = checked_images(X, 1 + fitting)
+            if fitting:
+                self.n_features_in_ = prod(x.shape[1:])
+        if not fitting and x.shape[1:] != self.shape_:
+            raise SettingError(f"X: rows of shape {x.shape[1:]}; the detector was fitted to {self.shape_}")
+        return torch.from_numpy(np.require(x, requirements=["C", "W"]))
+
+    def _rows(self, x: Tensor) -> Rows:
+        """What the detector is given of checked `X`."""
+        if self.scaler_ is not None:
+            x = self.scaler_(x)
+        elif x.dtype != torch.uint8:
+            x = (x - PIXELS[0]) / PIXELS[1]
+        return self._trainer.rows(x, *PIXELS)
+
+    def _scores(self, x: Tensor) -> np.ndarray:
+        scores = score_rows(
+            self.detector_,
+            self._rows(x),
+            precision=self._trainer.precision,
+            batch_size=self._batch_size,
+            fold=self._trainer.fold,
+        )
+        return scores.numpy().astype(np.float64)
+
+
+@lru_cache(maxsize=8)
+def settings_of_method(method: str) -> DictConfig:
+    """The composed config of a method on data that are no paper's, on which it may have other sizes."""
+    settings = settings_of([f"model={method}"])[0]
+    settings.data = None
+    return settings
+
+
+def load_data(name: str = "digits", **settings: Any) -> tuple[np.ndarray, np.ndarray]:
+    """All rows of a data set `[N, ...]` and the class name of each, `[N]`.
+
+    Args:
+        name: of `anomaly-bench list data`.
+        settings: of the data set, as in `configs/data/<name>.yaml`: `image_size=32`, `root="my_images"`.
+    """
+    data = composed_data(name, (), settings)
+    dataset = load_dataset(data_yaml(data))
+    return copied(dataset, np.arange(len(dataset.classes))), np.array(dataset.class_names)[dataset.classes]
+
+
+def load_split(
+    name: str = "digits",
+    *,
+    protocol: str | None = None,
+    abnormal_class: int | str = 0,
+    normal_class: int | str = 0,
+    seed: int = 0,
+    **settings: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training rows, test rows, and which of the test rows are anomalous (bool), as a run has them.
+
+    Args:
+        name: of `anomaly-bench list data`.
+        protocol: of `anomaly-bench list protocols`; None is that of the command line for this data set.
+        abnormal_class, normal_class: an index or a name, for the protocols that leave a class out or keep only one.
+        seed: of the split.
+        settings: of the data set, as for `load_data`.
+    """
+    known = sorted(path.stem for path in (CONFIGS / "protocol").glob("*.yaml"))
+    if protocol is not None:
+        check_choice("protocol", protocol, known)
+    composed = composed_data(name, () if protocol is None else (f"protocol={protocol}",), settings)
+    composed.abnormal_class, composed.normal_class = abnormal_class, normal_class
+    dataset = load_dataset(data_yaml(composed))
+    split = instantiate(composed.protocol).split(dataset, seed)
+    return copied(dataset, split.train), copied(dataset, split.test), split.anomalous
+
+
+def composed_data(name: str, overrides: tuple[str, ...], settings: Mapping[str, Any]) -> DictConfig:
+    """The composed config with a data set of the user's settings in it."""
+    check_choice("data", name, sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml")))
+    composed = settings_of([f"data={name}", *overrides])[0]
+    update(composed.data, settings, f"data={name}")
+    return composed
+
+
+def copied(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """Rows of a data set as an array of the caller's own; the data set stays in memory for the next call."""
+    return dataset.x[torch.from_numpy(rows)].numpy()
+
+
+def checked_images(X: ArrayLike, least: int) -> np.ndarray:
+    """Images `[N, C, H, W]`, uint8 or float32 in [0, 1], and at least so many."""
+    x = check_array(np.asarray(X), dtype=[np.float32, np.uint8], allow_nd=True, ensure_min_samples=least)
+    if x.ndim == 3:
+        x = x[:, None]
+    if x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
+        raise SettingError(
+            f"X: found the shape {x.shape}; images are [N, C, H, W] or [N, H, W]; "
+            "X.transpose(0, 3, 1, 2) puts the channels first"
+        )
+    if x.dtype != np.uint8 and (x.min() < 0 or x.max() > 1):
+        raise SettingError(
+            f"X: found pixels from {x.min():g} to {x.max():g}; images are uint8, or float from 0 to 1"
+        )
+    return x
+
+
+def check_choice(what: str, wanted: object, known: list[str]) -> None:
+    """Refuse what is not there, naming what is."""
+    if wanted in known:
+        return
+    close = difflib.get_close_matches(str(wanted), known)
+    hint = f"; did you mean {' or '.join(close)}?" if close else f"; allowed are {', '.join(known)}"
+    raise SettingError(f"{what}={wanted}: there is none{hint}")
+
+
+def update(config: DictConfig, settings: Mapping[str, Any], owner: str) -> None:
+    """Put the user's settings into a config; one that it has not is refused."""
+    known = [str(key) for key in config if not str(key).startswith("_")]
+    for name, value in settings.items():
+        if name not in known:
+            raise SettingError(f"{name}: {owner} has no such setting; allowed are {', '.join(known)}")
+        try:
+            OmegaConf.update(config, name, getattr(value, "tolist", lambda value=value: value)())
+        except OmegaConfBaseException as error:
+            raise SettingError(f"{name}={value}: {str(error).splitlines()[0]}") from error

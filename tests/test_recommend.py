@@ -1,0 +1,195 @@
+"""The race: bounded, its runs ordinary ones, and its figures from rows that had no part in the ranking."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from anomaly_bench import recommend as race
+from anomaly_bench.cli import answer
+from anomaly_bench.data import made_up
+from anomaly_bench.data.dataset import Dataset
+from anomaly_bench.errors import SettingError
+from anomaly_bench.recommend import Entry, by_halves, by_margin, halves
+from tests.finished import digit_files, people
+
+QUICK = ["data.image_size=16", "trainer.device=cpu"]
+
+
+@pytest.fixture
+def typed(tmp_path, monkeypatch, capsys):
+    """What `recommend` prints for some arguments, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(tmp_path / "cache"))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = answer(["recommend", *arguments])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return call
+
+
+def table_in(out: str) -> pd.DataFrame:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line[:1] == "|"
+    ]
+    return pd.DataFrame(rows[2:], columns=rows[0])
+
+
+def test_a_race_on_a_folder_of_images(typed, tmp_path):
+    digit_files(tmp_path / "digits")
+    asked = [
+        f"data.root={tmp_path / 'digits'}",
+        "data=folder",
+        "model=isolation_forest,ae_dense,dagmm",
+        *QUICK,
+    ]
+    code, out, err = typed(*asked, "--minutes", "9")
+    assert code == 0, err
+    table = table_in(out)
+    assert sorted(table["method"]) == ["ae_dense", "isolation_forest"]
+    assert table["ranked by"].astype(float).is_monotonic_decreasing
+    assert "left out: dagmm: model: it takes rows of numbers" in out
+    assert "had no part in the ranking" in out
+    for _, line in table.iterrows():
+        run = Path(line["run"])
+        assert run.parent == Path("runs")
+        scores = pd.read_csv(run / "scores.csv")
+        truth = scores["label"].to_numpy(bool)
+        for name, part in zip(("ranked by", "AUROC"), halves(truth, 0), strict=True):
+            expected = roc_auc_score(truth[part], scores["score"][part])
+            assert float(line[name]) == pytest.approx(expected, abs=6e-4)
+    epochs = json.loads((Path(table.set_index("method").loc["ae_dense", "run"]) / "run.json").read_text())
+    assert epochs["epochs_done"] > 1  # it climbed
+    assert "ae_dense, up to 1 epochs" in err
+
+
+def test_a_race_without_anomalies_says_that_no_accuracy_is_known(typed, tmp_path):
+    shutil.rmtree(digit_files(tmp_path / "digits") / "test/1.abnormal")
+    asked = ["data=folder", f"data.root={tmp_path / 'digits'}", "model=isolation_forest,ocsvm", *QUICK]
+    code, out, err = typed(*asked, "--minutes", "9")
+    assert code == 0, err
+    assert "No accuracy is known" in out
+    table = table_in(out)
+    assert "AUROC" not in table
+    assert sorted(table["method"]) == ["isolation_forest", "ocsvm"]
+    stability = table.set_index("method")["stability"].astype(float)
+    assert 0 < stability["isolation_forest"] < 1
+    assert stability["ocsvm"] == pytest.approx(1, abs=1e-3)  # nothing of it is random
+    run = json.loads((Path(table["run"][0]) / "run.json").read_text())
+    assert (run["data"], run["data_source"], run["n_test"]) == ("folder_made_up", "synthetic", 40)
+    assert answer(["score", table["run"][0], str(tmp_path / "digits/test")]) == 0
+
+
+def test_the_bound_holds_in_the_middle_of_a_run(typed, tmp_path):
+    people(tmp_path / "people.csv", 2000)
+    asked = ["data=table", "data.root=people.csv", "data.label=kind", "normal_class=a", "trainer.device=cpu"]
+    judge = race.Judge(str(tmp_path))
+    try:
+        slow = [*asked, "model=dagmm", "model.epochs=1000000"]
+        assert "error" not in judge.ask("look", asked, 120)
+        took = time.monotonic()
+        told = judge.ask("race", [slow, False], 2)
+        assert told == {"error": "stopped after 2 s"}
+        assert time.monotonic() - took < 60
+    finally:
+        judge.end()
+    assert not list(Path("runs").glob("*/metrics.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--minutes", "0"], "--minutes 0: must be above 0"),
+        (["seed=0,1"], "seed=0,1: allowed is one whole number"),
+        (["evaluation=as_published"], "evaluation: recommend decides that itself"),
+        (["evaluation.epoch=best_test"], "evaluation.epoch: recommend decides that itself"),
+        (["trainer.max_epochs=3"], "trainer.max_epochs: recommend decides that itself"),
+    ],
+)
+def test_what_cannot_work_is_refused(typed, arguments, said):
+    code, _, err = typed(*arguments)
+    assert (code, err.splitlines()[-1][: len(said) + 15]) == (2, f"anomaly-bench: {said}"[: len(said) + 15])
+
+
+def run_folder(folder: Path, scores: np.ndarray, labels: np.ndarray, **figures: float) -> Path:
+    """The records of a run, as far as a ranking reads them."""
+    folder.mkdir()
+    pd.DataFrame({"label": labels.astype(int), "score": scores}).to_csv(folder / "scores.csv", index=False)
+    known = {"auroc_untrained": 0.5, "train_seconds": 1.0, "score_ms_per_image": 1.0}
+    (folder / "metrics.json").write_text(json.dumps(known | figures))
+    (folder / "run.json").write_text(json.dumps({"stages": [{"epochs_done": 4}], "epochs_done": 4}))
+    return folder
+
+
+def test_the_reported_half_has_no_part_in_the_ranking(tmp_path):
+    labels = np.arange(40) % 2 == 1
+    ranking, reported = halves(labels, 3)
+    assert sorted([*ranking, *reported]) == list(range(40))
+    assert labels[ranking].sum() == labels[reported].sum() == 10
+    good = np.where(labels, 1.0, 0.0) + np.linspace(0, 0.1, 40)
+    lucky, steady = good.copy(), good.copy()
+    lucky[reported] *= -1  # best where methods are chosen, worthless where they are judged
+    steady[ranking[:3]] *= -1
+    entries = [
+        Entry("steady", [run_folder(tmp_path / "steady", steady, labels)], 4),
+        Entry("lucky", [run_folder(tmp_path / "lucky", lucky, labels)], 4),
+    ]
+    table = table_in("\n".join(by_halves(entries, 3)))
+    assert table["method"].tolist() == ["lucky", "steady"]
+    assert table["ranked by"].astype(float)[0] == 1
+    assert table["AUROC"].astype(float).tolist() == [0, 1]
+
+
+def test_halves_need_two_of_each():
+    with pytest.raises(SettingError, match="1 test rows of a kind"):
+        halves(np.array([False, False, True]), 0)
+
+
+def test_margin_and_stability_rank_where_no_anomaly_is_known(tmp_path):
+    labels, scores = np.arange(20) >= 10, np.arange(20.0)
+    noise = np.random.RandomState(0).permutation(scores)
+    entries = [
+        Entry(
+            name,
+            [run_folder(tmp_path / f"{name}{n}", one, labels, auroc=auroc) for n, one in enumerate(seeds)],
+            4,
+        )
+        for name, auroc, seeds in (("bad", 0.55, (scores, noise)), ("good", 0.9, (scores, 2 * scores)))
+    ]
+    table = table_in("\n".join(by_margin(entries)))
+    assert table["method"].tolist() == ["good", "bad"]
+    assert table["margin"].astype(float).tolist() == pytest.approx([0.4, 0.05])
+    assert float(table["stability"][0]) == 1
+
+
+def test_a_method_is_over_when_more_epochs_change_nothing(tmp_path):
+    entry = Entry("ae", [run_folder(tmp_path / "run", np.zeros(2), np.array([0, 1]))], 4, overhead=2)
+    assert not entry.over
+    assert entry.expected(16) == 2 + 4
+    entry.epochs = 16
+    assert entry.over
+
+
+@pytest.mark.parametrize("shape", [(60, 1, 8, 8), (60, 5)])
+@pytest.mark.parametrize("parts", [0, 20])
+def test_anomalies_are_made_of_held_out_rows(shape, parts):
+    x = torch.arange(np.prod(shape)).reshape(shape)
+    x = (x % 256).to(torch.uint8) if len(shape) == 4 else x.float()
+    train = np.arange(60) < 60 - parts
+    of = Dataset("mine", x, np.zeros(60, np.int64), ("normal",), train, "folder")
+    made = made_up.load(of, "mine")
+    n_test = parts or 12
+    assert made.official_train.sum() == 60 - n_test
+    assert np.bincount(made.classes).tolist() == [60, n_test]
+    held, new = made.x[60 - n_test : 60], made.x[60:]
+    assert (held != new).flatten(1).any(1).float().mean() > 0.9
+    assert set(new.flatten().tolist()) <= set(held.flatten().tolist())
+    assert torch.equal(made_up.load(of, "mine").x, made.x)
