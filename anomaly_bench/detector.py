@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from anomaly_bench.errors import SettingError
 from anomaly_bench.rows import Batch, Rows
 
 __all__ = ["Batch", "Detector", "Explanation", "Rows", "Stage", "adam", "descend", "detached"]
@@ -82,6 +83,13 @@ class Detector(nn.Module, ABC):
     def explain(self, x: Tensor) -> Explanation:
         """The score and, in the same pass, all else that the method can show."""
         return Explanation(self.score(x))
+
+    def represent(self, x: Tensor) -> Tensor:
+        """Features `[N, D]` for a shallow method to be fitted to; a method overrides it if `explain` costs more."""
+        features = self.explain(x).features
+        if features is None:
+            raise SettingError(f"model.features={type(self).__name__}: it has no features to give")
+        return features
 
     def learned(self, *names: str) -> None:
         """Register buffers whose shape only training knows; loading gives them the kept shape."""

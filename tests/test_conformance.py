@@ -58,6 +58,7 @@ OWN: dict[str, dict[str, object]] = {
         **{"operations": "ra", "shift": 0, "score_by": "pl", "optimizer": "sgd"},
         **{"widen_factor": 1, "batch_size": 30, "lr": 0.03, "epochs": 16},
     },
+    "ssd_if": {"operations": "ra", "shift": 0, "widen_factor": 1, "batch_size": 60, "epochs": 8},
     "dcn": {"hidden": [32], "k": 3, "pretrain_epochs": 10, "pretrain_lr": 2e-3},
     "repen": {"lr": 1.0, "ensemble": 20, "margin": 10.0},
     "rdp": {"out": 16, "trees": 4, "levels": 2, "steps": 200, "lr": 0.1},
@@ -74,6 +75,7 @@ OWN: dict[str, dict[str, object]] = {
     "drae": {"epochs": 60, "code": 16},  # it learns from the better part of each batch only
     "rda": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.01},
     "rda_l1": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.1},
+    "rdae": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.01},
     "sdae": {"layers": [40, 10], "epochs": 5, "tuning_epochs": 20},
     "sparse_ae": {"code": 300, "beta": 0.1},  # of few units none can rest
     "ocsvm_ae": {"code": 64, "lr": 5e-4},  # codes of few entries, or pressed against -1 and 1, are all alike

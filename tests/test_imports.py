@@ -26,8 +26,9 @@ MAY_IMPORT = {
     "protocols": {"data", "errors"},
     "networks": {"networks", "errors"},
     "detector": {"rows", "errors"},
+    "features": {"detector", "errors"},
     "wgan": {"detector", "losses"},
-    "detectors": {"rows", "detector", "losses", "networks", "wgan", "errors"},
+    "detectors": {"rows", "detector", "features", "losses", "networks", "wgan", "errors"},
     "training": {"training", "detector", "rows", "record", "errors"},
     "report": {"report", "record", "metrics", "errors"},
 }
