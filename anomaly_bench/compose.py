@@ -100,7 +100,7 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     values = plain(settings)
     dataset = load_data(data_yaml(settings))
     split = instantiate(settings.protocol).split(dataset, settings.seed)
-    if transductive(settings.model):
+    if declares(settings.model, "transductive"):
         split = replace(split, train=split.test)
     # The best epoch cannot be told without looking at every one.
     eval_every = values["trainer"]["eval_every"] or int(values["evaluation"]["epoch"] == "best_test")
@@ -196,12 +196,12 @@ def check_targets(model: Any) -> None:
             raise SettingError(f"model._target_={value}: it lacks {', '.join(lacking)}")
 
 
-def transductive(model: Any) -> bool:
-    """Whether a `model` config, or one inside it, is of a detector that is fitted to the rows it scores."""
+def declares(model: Any, name: str) -> bool:
+    """Whether a `model` config, or one inside it, is of a detector that says `name` of itself."""
     if not isinstance(model, DictConfig):
         return False
-    fitted = getattr(located(str(model.get("_target_"))), "transductive", False)
-    return fitted or any(transductive(value) for value in model.values())
+    own = getattr(located(str(model.get("_target_"))), name, False)
+    return own or any(declares(value, name) for value in model.values())
 
 
 def located(target: str) -> Any:

@@ -58,6 +58,9 @@ class Detector(nn.Module, ABC):
     foldable: ClassVar[bool] = True
     """False where scoring descends: batch norm that becomes part of the weights moves what it finds."""
 
+    pretrained: ClassVar[bool] = False
+    """True where it takes weights that were learned on other data: tables say so, and `forget` keeps them out."""
+
     @abstractmethod
     def stages(self, train: Rows) -> Iterator[Stage]:
         """Yield the stages of learning in the paper's order.
@@ -90,6 +93,9 @@ class Detector(nn.Module, ABC):
         if features is None:
             raise SettingError(f"model.features={type(self).__name__}: it has no features to give")
         return features
+
+    def forget(self) -> None:
+        """Learn without weights from elsewhere, for the untrained control; there is nothing to do where none come."""
 
     def learned(self, *names: str) -> None:
         """Register buffers whose shape only training knows; loading gives them the kept shape."""
