@@ -144,7 +144,7 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     check_targets(settings.model)
     dataset = load_data(data_yaml(settings))
     split = instantiate(settings.protocol).split(dataset, settings.seed)
-    if transductive(settings.model):
+    if declares(settings.model, "transductive"):
         split = replace(split, train=split.test)
     share, of_class = (values["evaluation"].get(name) for name in VALIDATION)
     split, validation = hold_out(split, dataset, settings.seed, share, of_class)
@@ -309,12 +309,12 @@ def check_targets(model: Any, packages: Sequence[str] | None = None, group: str 
     check_arguments(group, plain_part(model), found)
 
 
-def transductive(model: Any) -> bool:
-    """Whether a `model` config, or one inside it, is of a detector that is fitted to the rows it scores."""
+def declares(model: Any, name: str) -> bool:
+    """Whether a `model` config, or one inside it, is of a detector that says `name` of itself."""
     if not isinstance(model, DictConfig):
         return False
-    fitted = getattr(located(str(model.get("_target_"))), "transductive", False)
-    return fitted or any(transductive(value) for value in model.values())
+    own = getattr(located(str(model.get("_target_"))), name, False)
+    return own or any(declares(value, name) for value in model.values())
 
 
 def located(target: str) -> Any:

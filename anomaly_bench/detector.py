@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from anomaly_bench.errors import SettingError
 from anomaly_bench.rows import Batch, Rows
 
 __all__ = ["Batch", "Detector", "Explanation", "Rows", "Stage", "adam", "agreed", "descend", "detached"]
@@ -61,6 +62,9 @@ class Detector(nn.Module, ABC):
     foldable: ClassVar[bool] = True
     """False where scoring descends: batch norm that becomes part of the weights moves what it finds."""
 
+    pretrained: ClassVar[bool] = False
+    """True where it takes weights that were learned on other data: tables say so, and `forget` keeps them out."""
+
     @abstractmethod
     def stages(self, train: Rows) -> Iterator[Stage]:
         """Yield the stages of learning in the paper's order.
@@ -86,6 +90,16 @@ class Detector(nn.Module, ABC):
     def explain(self, x: Tensor) -> Explanation:
         """The score and, in the same pass, all else that the method can show."""
         return Explanation(self.score(x))
+
+    def represent(self, x: Tensor) -> Tensor:
+        """Features `[N, D]` for a shallow method to be fitted to; a method overrides it if `explain` costs more."""
+        features = self.explain(x).features
+        if features is None:
+            raise SettingError(f"model.features={type(self).__name__}: it has no features to give")
+        return features
+
+    def forget(self) -> None:
+        """Learn without weights from elsewhere, for the untrained control; there is nothing to do where none come."""
 
     def learned(self, *names: str) -> None:
         """Register buffers whose shape only training knows; loading gives them the kept shape."""

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from anomaly_bench import metrics, record
-from anomaly_bench.compose import SCALER, Job
+from anomaly_bench.compose import SCALER, Job, declares
 from anomaly_bench.data.dataset import row_hashes
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
@@ -196,6 +196,7 @@ def provenance(job: Job) -> dict[str, Any]:
         "n_anomalous": int(job.split.anomalous.sum()),
         **facts_of_validation(job),
         "transductive": job.split.transductive,
+        "pretrained": declares(job.settings.model, "pretrained"),
         "device": str(job.trainer.device),
         "precision": job.trainer.precision,
         "threads": torch.get_num_threads(),

@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from anomaly_bench.compose import Job, compose
+from anomaly_bench.compose import Job, compose, declares
 from anomaly_bench.detector import Detector, Rows, Stage
 from anomaly_bench.schema import Settings
 
@@ -64,6 +64,17 @@ def test_a_transductive_detector_learns_from_the_test_rows(model, tmp_path):
     assert np.array_equal(split.train, split.test)
     assert split.anomalous.any()
     assert np.array_equal(split.test, job(named(Inductive), tmp_path).split.test)
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained"),
+    [("pretrained_mahalanobis", True), ("knn", False), ("ensemble", False), ("ssd_if", False)],
+)
+def test_a_run_says_whether_it_takes_weights_from_elsewhere(model, pretrained):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        settings = hydra_compose("config", [f"model={model}"])
+    assert declares(settings.model, "pretrained") == pretrained
+    assert declares(settings.model, "transductive") == (model == "ssd_if")
 
 
 def test_under_contamination_there_is_no_difference(tmp_path):

@@ -58,6 +58,7 @@ OWN: dict[str, dict[str, object]] = {
         **{"operations": "ra", "shift": 0, "score_by": "pl", "optimizer": "sgd"},
         **{"widen_factor": 1, "batch_size": 30, "lr": 0.03, "epochs": 16},
     },
+    "ssd_if": {"operations": "ra", "shift": 0, "widen_factor": 1, "batch_size": 60, "epochs": 8},
     "dcn": {"hidden": [32], "k": 3, "pretrain_epochs": 10, "pretrain_lr": 2e-3},
     "repen": {"lr": 1.0, "ensemble": 20, "margin": 10.0},
     "rdp": {"out": 16, "trees": 4, "levels": 2, "steps": 200, "lr": 0.1},
@@ -74,6 +75,9 @@ OWN: dict[str, dict[str, object]] = {
     "drae": {"epochs": 60, "code": 16},  # it learns from the better part of each batch only
     "rda": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.01},
     "rda_l1": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.1},
+    **{name: {"input_size": 32} for name in ("pretrained", "pretrained_patches")},
+    "pretrained_mahalanobis": {"input_size": 64},
+    "rdae": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.01},
     "sdae": {"layers": [40, 10], "epochs": 5, "tuning_epochs": 20},
     "sparse_ae": {"code": 300, "beta": 0.1},  # of few units none can rest
     "simclr": {
@@ -106,6 +110,10 @@ GOOD_CONTROL: dict[str, str] = {
     ),
     "geotrans": "the Dirichlet distributions of a random network's answers tell these toys apart already",
     "cae_if": "on random features, its forest tells these toys apart already",
+    **dict.fromkeys(
+        ("pretrained", "pretrained_patches", "pretrained_mahalanobis"),
+        "random convolutions tell these toys apart already, and ImageNet has no handwriting",
+    ),
     "repen": "random distances tell these toys apart already",
     "gmm_en": "nothing but the penalty keeps its codes apart, and training it is of no use in its paper either",
     "ocsvm_ae": "on random features, its one-class SVM tells these toys apart already",

@@ -99,7 +99,7 @@ def test_geotrans_and_those_beside_it_have_a_number_for_each_normal_class(name, 
 def test_e3outlier_has_three_numbers_for_each_method_data_set_and_share():
     keys = swept(composed("experiment=e3outlier"))
     theirs = [row for row in printed() if row.table == "e3outlier"]
-    assert {row.model for row in theirs} - set(keys["model"]) == {"dagmm", "ssd_if"}
+    assert {row.model for row in theirs} - set(keys["model"]) == {"dagmm"}
     assert {row.data for row in theirs} - set(keys["data"]) == {
         "cifar100"
     }  # has more classes than the others
@@ -113,7 +113,9 @@ def test_e3outlier_has_three_numbers_for_each_method_data_set_and_share():
                 assert {r.cls for r in rows} == {"mean"}
     for model in keys["model"]:
         made = composed("experiment=e3outlier", f"model={model}").model
-        assert (made.eps, made.weight_decay) == (1e-7, 5e-4)
+        learned = made.features if model == "ssd_if" else made
+        assert (learned.eps, learned.weight_decay) == (1e-7, 5e-4)
+        assert model == "rdae" or learned.epochs == 250
     optimizers = {
         data: composed("experiment=e3outlier", f"data={data}").model.optimizer for data in keys["data"]
     }

@@ -10,7 +10,7 @@ A narrow code keeps only what the training rows share; a row that lacks it comes
          = 1 - mean over pixels of SSIM(x, x^),     the same, of one image                  loss=ssim
 
 Structural similarity as a loss: Bergmann and others, VISAPP 2019, https://arxiv.org/abs/1807.02011. The
-baseline of E3Outlier is `loss=l2` with eps 1e-7, weight_decay 5e-4 and 250 epochs. The reference pads its
+baseline of E3Outlier is `model=cae`. The reference pads its
 stride-2 convolutions on one side, as Keras does; here they are padded on both.
 """
 
@@ -93,6 +93,10 @@ class Autoencoder(Detector):
     def score(self, x: Tensor) -> Tensor:
         """A(x), `[N]`: the error summed over a row's entries, or 1 minus its mean structural similarity."""
         return self.explain(x).score
+
+    def represent(self, x: Tensor) -> Tensor:
+        """The code, `[N, code]`."""
+        return self.encode(x)
 
     def explain(self, x: Tensor) -> Explanation:
         """Score, residual map, reconstruction and code."""

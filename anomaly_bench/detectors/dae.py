@@ -93,6 +93,10 @@ class DAE(Detector):
         """Squared reconstruction error of the uncorrupted row, summed over its entries, `[N]`."""
         return squared_error(x, self.decode(self.encode(x)))
 
+    def represent(self, x: Tensor) -> Tensor:
+        """The code, `[N, code]`."""
+        return self.encode(x)
+
     def explain(self, x: Tensor) -> Explanation:
         """Score, squared residual map, reconstruction and code."""
         code = self.encode(x)

@@ -136,6 +136,10 @@ class E3Outlier(Detector):
             return -log_p.amax(2).exp().mean(1)
         return -(log_p.exp() * log_p / math.log(2)).sum(2).mean(1)
 
+    def represent(self, x: Tensor) -> Tensor:
+        """Features of the images as they are, `[N, D]`."""
+        return self.net.features(x)
+
     def explain(self, x: Tensor) -> Explanation:
         """Score, and features of the images as they are."""
-        return Explanation(self.score(x), features=self.net.features(x))
+        return Explanation(self.score(x), features=self.represent(x))

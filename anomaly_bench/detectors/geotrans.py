@@ -131,9 +131,13 @@ class GeoTrans(Detector):
             return -log_p.diagonal(dim1=1, dim2=2).exp().mean(1)
         return -((self.alpha - 1) * log_p).sum(2).mean(1)
 
+    def represent(self, x: Tensor) -> Tensor:
+        """Features of the images as they are, `[N, D]`."""
+        return self.net.features(x)
+
     def explain(self, x: Tensor) -> Explanation:
         """Score, and features of the images as they are."""
-        return Explanation(self.score(x), features=self.net.features(x))
+        return Explanation(self.score(x), features=self.represent(x))
 
 
 def dirichlet(mean: Tensor, mean_log: Tensor) -> Tensor:

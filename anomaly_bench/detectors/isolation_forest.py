@@ -13,12 +13,11 @@ that is left with n rows then adds c(n) to their depth.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from torch import Tensor
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
-from anomaly_bench.errors import SettingError
+from anomaly_bench.features import stages_of, vectors_of
 from anomaly_bench.networks.forest import Forest
 
 
@@ -47,19 +46,12 @@ class IsolationForest(Detector):
 
     def stages(self, train: Rows) -> Iterator[Stage]:
         """The stages of `features`, if there are any; the forest itself has none."""
-        if self.features is not None:
-            for stage in self.features.stages(train):
-                yield replace(stage, scorable=False)
+        yield from stages_of(self.features, train)
         self.forest.fit(train.map(self.embed))
 
     def embed(self, x: Tensor) -> Tensor:
         """What stands for rows `[N, *shape]`, `[N, D]`."""
-        if self.features is None:
-            return x.flatten(1)
-        features = self.features.explain(x).features
-        if features is None:
-            raise SettingError(f"model.features={type(self.features).__name__}: it has no features to give")
-        return features
+        return vectors_of(self.features, x)
 
     def score(self, x: Tensor) -> Tensor:
         """A(x), `[N]` in (0, 1]; all 1 before the forest is grown."""

@@ -20,7 +20,6 @@ thousands of kernel values then agree with scikit-learn's to rounding, whatever 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from torch.nn.functional import normalize
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
 from anomaly_bench.errors import SettingError
+from anomaly_bench.features import stages_of, vectors_of
 
 
 class OCSVM(Detector):
@@ -87,9 +87,7 @@ class OCSVM(Detector):
         """The stages of `features`, if there are any; the SVM itself has none."""
         if train.device.type == "mps":
             raise SettingError("trainer.device=mps: this model computes in float64, which mps lacks; use cpu")
-        if self.features is not None:
-            for stage in self.features.stages(train):
-                yield replace(stage, scorable=False)
+        yield from stages_of(self.features, train)
         chosen = torch.randperm(len(train))[: self.max_rows].sort().values.to(train.device)
         x = Rows(train.x[chosen], train.mean, train.std).map(self.embed).double()
         self.fit(x.cpu().numpy())
@@ -114,12 +112,7 @@ class OCSVM(Detector):
 
     def embed(self, x: Tensor) -> Tensor:
         """What stands for rows `[N, *shape]` before any reduction, `[N, D]`."""
-        if self.features is None:
-            return self.scaled(x.flatten(1))
-        features = self.features.explain(x).features
-        if features is None:
-            raise SettingError(f"model.features={type(self.features).__name__}: it has no features to give")
-        return self.scaled(features)
+        return self.scaled(vectors_of(self.features, x))
 
     def scaled(self, rows: Tensor) -> Tensor:
         """Rows `[N, D]` of length 1, where that is wanted."""

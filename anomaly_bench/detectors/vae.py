@@ -145,6 +145,10 @@ class VAE(Detector):
         total = torch.stack(draws).mean(0)
         return total + self.beta * kl(m, log_s2) if self.score_by == "elbo" else total
 
+    def represent(self, x: Tensor) -> Tensor:
+        """The code m, `[N, code]`."""
+        return self.posterior(x)[0]
+
     def explain(self, x: Tensor) -> Explanation:
         """Score, and of the code m its squared residual map, its reconstruction and itself."""
         m, _ = self.posterior(x)

@@ -48,6 +48,11 @@ def _reading(lines: Sequence[Line], runs: Sequence[dict[str, Any]]) -> list[str]
         )
     if transductive := {str(run["model"]) for run in runs if run.get("transductive")}:
         sentences.append(f"Learned from the test rows themselves, without labels: {_listed(transductive)}.")
+    if pretrained := {str(run["model"]) for run in runs if run.get("pretrained")}:
+        sentences.append(
+            f"Not comparable with the others: {_listed(pretrained)}. Their features were learned on other images, of "
+            "ImageNet, which hold the classes of common data sets, anomalous ones among them."
+        )
     n_classes = max(len(run.get("data_classes") or []) for run in runs)
     if len({line["class"] for line in lines if line["swept"]}) > 1:
         sentences.append(f"mean: over the classes; † where these are not all {n_classes} of the data set.")

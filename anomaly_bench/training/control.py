@@ -15,9 +15,15 @@ def untrained(build: Callable[[], Detector], train: Rows, seed: int) -> tuple[De
 
     It has not one epoch of gradients; what it fits in closed form (a centre, a mixture) is fitted to the
     training rows all the same, so that it shows what training by gradients adds. A method without gradients
-    would then be the method itself, and is fitted to noise instead.
+    would then be the method itself, and is fitted to noise instead. Weights that were learned on other data make
+    way for random ones, and what is fitted to their features is fitted to the training rows.
     """
     detector = build()
+    if pretrained := [part for part in detector.modules() if isinstance(part, Detector) and part.pretrained]:
+        for part in pretrained:
+            part.forget()
+        leave_untrained(detector, train)
+        return detector, "random weights in place of pretrained ones"
     if leave_untrained(detector, noise_like(train, seed)) == 0:
         return detector, "fitted to noise"
     detector = build()

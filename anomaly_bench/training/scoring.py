@@ -61,7 +61,8 @@ def pairs_to_fold(
         if not isinstance(sequence, nn.Sequential):
             continue
         for number, (layer, norm) in enumerate(pairwise(sequence)):
-            if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) or not isinstance(norm, nn.BatchNorm2d):
+            # Networks of timm have kinds of batch norm that activate too.
+            if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) or type(norm) is not nn.BatchNorm2d:
                 continue
             grouped = isinstance(layer, nn.ConvTranspose2d) and layer.groups > 1
             if not grouped and norm.running_mean is not None and not is_parametrized(layer):

@@ -111,6 +111,15 @@ def test_control_and_best_epoch_have_rows_of_their_own():
     assert "no gradient epochs: ganomaly" in notes_of(table)
 
 
+def test_rows_with_features_of_other_images_are_marked():
+    records = [made_up("cat", 0, 0.9, model="pretrained", pretrained=True), made_up("cat", 0, 0.7)]
+    (note,) = [note for note in make_tables(records)[0].notes if note.startswith("Not comparable")]
+    assert note.startswith(
+        "Not comparable with the others: pretrained. Their features were learned on other images"
+    )
+    assert not any("comparable" in note for note in make_tables(records[1:])[0].notes)
+
+
 def test_without_evaluated_epochs_there_is_no_best_epoch():
     table = table_of(made_up())
     assert "best epoch" not in str(table.rows) + notes_of(table)

@@ -63,6 +63,47 @@ def test_a_method_without_gradients_is_fitted_to_noise() -> None:
     assert not torch.allclose(detector.centre, train.x.mean(0), atol=0.05)
 
 
+class Borrowed(Mean):
+    """Its first weights make way for those that were learned elsewhere, and then the mean is taken."""
+
+    pretrained = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.elsewhere = True
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        if self.elsewhere:
+            self.scale.fill_(7.0)
+        yield from super().stages(train)
+
+    def forget(self) -> None:
+        self.elsewhere = False
+
+
+class OnBorrowed(Mean):
+    """A mean of its own beside what is pretrained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = Borrowed()
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        yield from self.features.stages(train)
+        yield from super().stages(train)
+
+
+@pytest.mark.parametrize("kind", [Borrowed, OnBorrowed])
+def test_pretrained_weights_make_way_for_random_ones_and_the_rest_is_fitted_to_the_training_rows(
+    kind,
+) -> None:
+    detector, how = untrained(kind, rows(), seed=0)
+    assert how == "random weights in place of pretrained ones"
+    assert getattr(detector, "features", detector).scale == 1
+    torch.testing.assert_close(detector.centre, rows().x.mean(0))
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_noise_is_of_the_rows_kind(channels_last: bool) -> None:
     images = Rows(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), 0.2, 0.4, channels_last)

@@ -161,6 +161,21 @@ def test_folded_batch_norm_gives_the_same_scores_and_is_unfolded_after() -> None
     assert all(torch.equal(x, before[name]) for name, x in detector.state_dict().items())
 
 
+class Activating(nn.BatchNorm2d):
+    """Batch norm that does more, as some networks have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def test_batch_norm_that_activates_is_not_folded() -> None:
+    detector = Normed()
+    detector.net = nn.Sequential(nn.Conv2d(1, 2, 3), Activating(2), nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
+    with evaluation(detector, CPU), folded(detector):
+        assert isinstance(detector.net[1], Activating)
+        assert isinstance(detector.net[3], nn.Identity)
+
+
 def test_batch_statistics_are_not_folded() -> None:
     torch.manual_seed(0)
     detector, images = Convolved(), Rows(torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8))
