@@ -4,11 +4,12 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -176,7 +177,7 @@ def distances(a: Tensor, b: Tensor, p: float, compute_mode: int | None) -> Tenso
     return (a[:, None] - b).square().sum(-1).sqrt() if p == 2 else NotImplemented
 
 
-ONNX_LACKS = {
+ONNX_LACKS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.linalg_solve_triangular.default: substituted,
     torch.ops.aten._cdist_forward.default: distances,
 }
@@ -199,18 +200,15 @@ def write(form: str, program: ExportedProgram, path: Path, facts: dict[str, str]
 
 def outputs_of_file(form: str, path: Path, x: Tensor) -> list[Tensor]:
     """Scores and, if it has them, maps that a written file gives for rows."""
-    run: Callable[[Tensor], Sequence[Tensor]]
     if form == "torch":
-        run = torch.export.load(io.BytesIO(path.read_bytes())).module()
+        program = torch.export.load(io.BytesIO(path.read_bytes())).module()
+        given = [program(part) for part in x.split(PARTS)]
     else:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-        def run(x: Tensor) -> list[Tensor]:
-            return [torch.from_numpy(y) for y in session.run(None, {"x": x.numpy()})]
-
-    return [torch.cat(parts) for parts in zip(*map(run, x.split(PARTS)), strict=True)]
+        given = [map(torch.from_numpy, session.run(None, {"x": part.numpy()})) for part in x.split(PARTS)]
+    return [torch.cat(parts) for parts in zip(*given, strict=True)]
 
 
 def largest_difference(expected: list[Tensor], found: list[Tensor]) -> float:

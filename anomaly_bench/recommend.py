@@ -141,7 +141,7 @@ def recommend(overrides: Sequence[str], minutes: float) -> str:
     """
     if not minutes > 0:
         raise SettingError(f"--minutes {minutes:g}: must be above 0")
-    given = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
+    given = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in overrides)}
     if refused := [key for key in given if key in OURS or key.startswith("evaluation.")]:
         raise SettingError(f"{refused[0]}: recommend decides that itself; leave it out")
     if not (digits := given.get("seed", "0")).isdecimal():
@@ -295,12 +295,15 @@ def by_margin(entries: list[Entry]) -> list[str]:
     table = []
     for entry in entries:
         one, other = (
-            pd.read_csv(folder / "scores.csv").query("label == 0")["score"] for folder in entry.folders
+            pd.read_csv(folder / "scores.csv").query("label == 0")["score"].tolist()
+            for folder in entry.folders
         )
-        alike = float(spearmanr(one, other).statistic) if one.nunique() > 1 and other.nunique() > 1 else 0.0
+        constant = len(set(one)) == 1 or len(set(other)) == 1
+        alike = 0.0 if constant else float(spearmanr(one, other)[0])  # pyright: ignore[reportArgumentType]
         margin = entry.figure("auroc") - entry.figure("auroc_untrained")
         table.append({"method": entry.method, "margin": margin, "stability": alike} | cost(entry))
-    ranks = sum(rankdata([-line[name] for line in table]) for name in ("margin", "stability"))
+    both = [rankdata([-line[name] for line in table]) for name in ("margin", "stability")]
+    ranks = np.sum(both, axis=0).tolist()
     table = [line for _, line in sorted(zip(ranks, table, strict=True), key=lambda pair: pair[0])]
     return [
         text_of(table),

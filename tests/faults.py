@@ -172,6 +172,7 @@ class Faults:
         self.draw = random.Random(seed)
         self.seconds = seconds
         self.done: Counter[str] = Counter()
+        self.over = False
         self.logs = Path("log")
 
     def start(self, runs: str, disturb: Callable[[], None] = lambda: None) -> int:
@@ -182,7 +183,7 @@ class Faults:
         before = epochs_kept(runs)
         getattr(self, kind)(runs)
         self.done[kind] += 1
-        lost = {"checkpoint": 1, "best": EPOCHS}.get(kind, 0)  # where a file was damaged
+        lost = {"checkpoint": 1, "best": EPOCHS, "json": EPOCHS * self.over}.get(kind, 0)  # what was damaged
         assert epochs_kept(runs) >= before - lost or finished(runs), (kind, runs, before)
 
     def wait(self, pid: int) -> None:
@@ -231,7 +232,7 @@ class Faults:
     def json(self, runs: str) -> None:
         """A kill, then half of a JSON file."""
         self.SIGKILL(runs)
-        folder = folder_of(runs)
+        folder, self.over = folder_of(runs), finished(runs)  # a finished run has no checkpoint to go on from
         for path in sorted(folder.glob("*.json")) if folder else []:
             path.write_bytes(path.read_bytes()[: self.draw.randrange(60)])
 

@@ -44,4 +44,4 @@ def main() -> None:
     kept = {key: value for key, value in arrays.items() if key[:2] != "__" and isinstance(value, np.ndarray)}
     kept = {key: value for key, value in kept.items() if value.dtype.kind in PLAIN}
     with Path(out).open("wb") as file:
-        np.savez(file, **kept)
+        np.savez(file, **kept)  # pyright: ignore[reportArgumentType]
