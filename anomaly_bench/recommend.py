@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata
 from tabulate import tabulate
 
 from anomaly_bench import metrics
@@ -146,7 +146,7 @@ def recommend(overrides: Sequence[str], minutes: float) -> str:
     """
     if not minutes > 0:
         raise SettingError(f"--minutes {minutes:g}: must be above 0")
-    given = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
+    given = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in overrides)}
     if refused := [key for key in given if key in OURS or key.startswith("evaluation.")]:
         raise SettingError(f"{refused[0]}: recommend decides that itself; leave it out")
     if not (digits := given.get("seed", "0")).isdecimal():
@@ -305,14 +305,12 @@ def by_margin(entries: list[Entry]) -> list[str]:
     """Lines of the ranking where no anomaly is known."""
     table = []
     for entry in entries:
-        one, other = (
-            pd.read_csv(folder / "scores.csv").query("label == 0")["score"] for folder in entry.folders
-        )
-        alike = float(spearmanr(one, other).statistic) if one.nunique() > 1 and other.nunique() > 1 else 0.0
+        one, other = (normal_scores(folder) for folder in entry.folders)
+        alike = float(np.nan_to_num(one.corr(other, method="spearman")))
         margin = entry.figure("auroc") - entry.figure("auroc_untrained")
         table.append({"method": entry.method, "margin": margin, "stability": alike} | cost(entry))
-    ranks = sum(rankdata([-line[name] for line in table]) for name in ("margin", "stability"))
-    table = [line for _, line in sorted(zip(ranks, table, strict=True), key=lambda pair: pair[0])]
+    ranks = np.sum([rankdata([-line[name] for line in table]) for name in ("margin", "stability")], axis=0)
+    table = [table[place] for place in np.argsort(ranks, kind="stable")]
     return [
         text_of(table),
         "No accuracy is known: there are no anomalous rows to measure it on. `margin` is how far the AUROC on",
@@ -320,6 +318,12 @@ def by_margin(entries: list[Entry]) -> list[str]:
         "kind. `stability` is the rank correlation of the scores of held-out normal rows between two seeds. The",
         "ranking is by the mean of both ranks.",
     ]
+
+
+def normal_scores(folder: Path) -> pd.Series:
+    """Scores of the held-out normal rows of a run."""
+    scores = pd.read_csv(folder / "scores.csv")
+    return scores.loc[scores["label"] == 0, "score"]
 
 
 def cost(entry: Entry) -> dict[str, Any]:
