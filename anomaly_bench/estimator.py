@@ -165,9 +165,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
     def _checked(self, X: ArrayLike, fitting: bool) -> Tensor:
         """Rows float32 `[N, D]`, or images `[N, C, H, W]`, uint8 or float32 in [0, 1]."""
         if getattr(X, "ndim", 2) not in (3, 4):
+            given: Any = X
             x: Any = validate_data(
                 self,
-                X,  # pyright: ignore[reportArgumentType]
+                given,
                 reset=fitting,
                 dtype=np.float32,
                 ensure_all_finite="allow-nan",
@@ -263,7 +264,7 @@ def copied(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 
 def checked_images(X: ArrayLike, least: int) -> np.ndarray:
     """Images `[N, C, H, W]`, uint8 or float32 in [0, 1], and at least so many."""
-    kinds: Any = [np.float32, np.uint8]
+    kinds: Any = [np.float32, np.uint8]  # the first for what is neither
     x = check_array(np.asarray(X), dtype=kinds, allow_nd=True, ensure_min_samples=least)
     if x.ndim == 3:
         x = x[:, None]

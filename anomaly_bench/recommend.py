@@ -1,6 +1,6 @@
 """A short race of a few methods on the user's own data, bounded in time, and what can honestly be said of its end.
 
-Each entry is an ordinary run. Methods climb a ladder of epochs as long as the next rung fits into the time left. A
+Each entry is an ordinary run. After one epoch each, methods climb a ladder of epochs as far as the time left will do. A
 worker process computes, so that the bound holds in the middle of a step too; a run that it stops goes on from its
 last epoch when the same race is asked for again.
 
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata
 from tabulate import tabulate
 
 from anomaly_bench import metrics
@@ -37,6 +37,9 @@ ROWS = ("isolation_forest", "ocsvm", "ae_dense", "deep_svdd", "dagmm")
 
 LADDER = (1, 4, 16, 64, 256)
 """Epochs of a stage on each rung, at most."""
+
+FITS = 0.7
+"""Part of its time that a run is expected to take at most, since what is expected is no more than that."""
 
 OURS = ("evaluation", "experiment", "trainer.max_epochs", "trainer.epoch_scale")
 """Settings that the race decides itself: nothing may be learned from the test rows."""
@@ -72,7 +75,9 @@ class Entry:
         return float(np.mean([read_json(folder / "metrics.json")[name] for folder in self.folders]))
 
     def expected(self, epochs: int) -> float:
-        """Seconds that a rung will take."""
+        """Seconds that a rung will take; 0 before anything is known."""
+        if not self.folders:
+            return 0
         trained = self.figure("train_seconds") * len(self.folders)
         return self.overhead + trained * epochs / self.epochs
 
@@ -166,7 +171,7 @@ def recommend(overrides: Sequence[str], minutes: float) -> str:
     lines = [
         f"left out: {entry.method}: {entry.error or 'no time left'}" for entry in entries if not entry.folders
     ]
-    stopped = [f"{e.method}: its next rung: {e.error}" for e in entries if e.folders and e.error]
+    stopped = [f"{e.method}: with more epochs: {e.error}" for e in entries if e.folders and e.error]
     return "\n".join([*ranked, *lines, *stopped, f"{clock}"])
 
 
@@ -184,16 +189,22 @@ def judge() -> Iterator[Judge]:
 def race(
     asked: Judge, entries: list[Entry], common: list[str], seeds: list[int], *, made_up: bool, clock: Clock
 ) -> None:
-    """Let the methods climb the ladder, rung by rung, while there is time."""
-    for rung in LADDER:
+    """First each method on the lowest rung, then each on the highest that fits into its share of the time left."""
+    going = True
+    while going:
+        going = False
         climbing = [entry for entry in entries if not entry.over]
         for place, entry in enumerate(climbing):
-            # on the first rung, the slow leave their share to those that follow
-            bound = clock.left / (len(climbing) - place) if rung == LADDER[0] else clock.left
-            if bound <= 0 or (entry.folders and entry.expected(rung) > bound):
+            share = clock.left / (len(climbing) - place)
+            fitting = [
+                rung for rung in LADDER if rung > entry.epochs and entry.expected(rung) <= FITS * share
+            ]
+            rung = max(fitting, default=None) if entry.folders else LADDER[0]
+            if rung is None or share <= 0:
                 continue
             log.info("%s: %s, up to %d epochs", clock, entry.method, rung)
-            climb(asked, entry, rung, common, seeds, made_up, bound)
+            climb(asked, entry, rung, common, seeds, made_up, share)
+            going = True
 
 
 def climb(
@@ -294,17 +305,12 @@ def by_margin(entries: list[Entry]) -> list[str]:
     """Lines of the ranking where no anomaly is known."""
     table = []
     for entry in entries:
-        one, other = (
-            pd.read_csv(folder / "scores.csv").query("label == 0")["score"].tolist()
-            for folder in entry.folders
-        )
-        constant = len(set(one)) == 1 or len(set(other)) == 1
-        alike = 0.0 if constant else float(spearmanr(one, other)[0])  # pyright: ignore[reportArgumentType]
+        one, other = (normal_scores(folder) for folder in entry.folders)
+        alike = float(np.nan_to_num(one.corr(other, method="spearman")))
         margin = entry.figure("auroc") - entry.figure("auroc_untrained")
         table.append({"method": entry.method, "margin": margin, "stability": alike} | cost(entry))
-    both = [rankdata([-line[name] for line in table]) for name in ("margin", "stability")]
-    ranks = np.sum(both, axis=0).tolist()
-    table = [line for _, line in sorted(zip(ranks, table, strict=True), key=lambda pair: pair[0])]
+    ranks = np.sum([rankdata([-line[name] for line in table]) for name in ("margin", "stability")], axis=0)
+    table = [table[place] for place in np.argsort(ranks, kind="stable")]
     return [
         text_of(table),
         "No accuracy is known: there are no anomalous rows to measure it on. `margin` is how far the AUROC on",
@@ -312,6 +318,12 @@ def by_margin(entries: list[Entry]) -> list[str]:
         "kind. `stability` is the rank correlation of the scores of held-out normal rows between two seeds. The",
         "ranking is by the mean of both ranks.",
     ]
+
+
+def normal_scores(folder: Path) -> pd.Series:
+    """Scores of the held-out normal rows of a run."""
+    scores = pd.read_csv(folder / "scores.csv")
+    return scores.loc[scores["label"] == 0, "score"]
 
 
 def cost(entry: Entry) -> dict[str, Any]:

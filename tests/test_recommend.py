@@ -43,7 +43,8 @@ def table_in(out: str) -> pd.DataFrame:
     return pd.DataFrame(rows[2:], columns=rows[0])
 
 
-def test_a_race_on_a_folder_of_images(typed, tmp_path):
+def test_a_race_on_a_folder_of_images(typed, tmp_path, caplog):
+    caplog.set_level("INFO", "anomaly_bench")
     digit_files(tmp_path / "digits")
     asked = [
         f"data.root={tmp_path / 'digits'}",
@@ -68,7 +69,7 @@ def test_a_race_on_a_folder_of_images(typed, tmp_path):
             assert float(line[name]) == pytest.approx(expected, abs=6e-4)
     epochs = json.loads((Path(table.set_index("method").loc["ae_dense", "run"]) / "run.json").read_text())
     assert epochs["epochs_done"] > 1  # it climbed
-    assert "ae_dense, up to 1 epochs" in err
+    assert "ae_dense, up to 1 epochs" in caplog.text
 
 
 def test_a_race_without_anomalies_says_that_no_accuracy_is_known(typed, tmp_path):
