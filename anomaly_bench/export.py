@@ -171,14 +171,19 @@ def substituted(
     return torch.stack(rows, -2)
 
 
-def distances(a: Tensor, b: Tensor, p: float, compute_mode: int | None) -> Tensor:
-    """Euclidean distances `[N, M]` of `[N, D]` and `[M, D]`, which ONNX has no operator for either."""
-    return (a[:, None] - b).square().sum(-1).sqrt() if p == 2 else NotImplemented
+def distances(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """Euclidean distances `[N, M]` of `[N, D]` and `[M, D]`: ONNX has no such operator either."""
+    if p != 2:
+        return NotImplemented
+    if compute_mode == 2:  # donot_use_mm_for_euclid_dist
+        return (a[:, None] - b).square().sum(-1).sqrt()
+    squares = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
+    return squares.clamp_min(0).sqrt()
 
 
 ONNX_LACKS = {
     torch.ops.aten.linalg_solve_triangular.default: substituted,
-    torch.ops.aten._cdist_forward.default: distances,
+    torch.ops.aten.cdist.default: distances,
 }
 
 
