@@ -5,7 +5,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
@@ -172,14 +172,19 @@ def substituted(
     return torch.stack(rows, -2)
 
 
-def distances(a: Tensor, b: Tensor, p: float, compute_mode: int | None) -> Tensor:
-    """Euclidean distances `[N, M]` of `[N, D]` and `[M, D]`, which ONNX has no operator for either."""
-    return (a[:, None] - b).square().sum(-1).sqrt() if p == 2 else NotImplemented
+def distances(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """Euclidean distances `[N, M]` of `[N, D]` and `[M, D]`: ONNX has no such operator either."""
+    if p != 2:
+        return NotImplemented
+    if compute_mode == 2:  # donot_use_mm_for_euclid_dist
+        return (a[:, None] - b).square().sum(-1).sqrt()
+    squares = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
+    return squares.clamp_min(0).sqrt()
 
 
 ONNX_LACKS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.linalg_solve_triangular.default: substituted,
-    torch.ops.aten._cdist_forward.default: distances,
+    torch.ops.aten.cdist.default: distances,
 }
 
 
@@ -226,7 +231,8 @@ def quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        # A trace that fails prints its graph.
+        with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.disable(before)

@@ -121,7 +121,9 @@ class GeoTrans(Detector):
 
     def log_p(self, x: Tensor) -> Tensor:
         """log p_t(x), float64 `[N, T, T]`: what is said of each transformation of images `[N, C, S, S]`."""
-        parts = [self.net(self.transform.views(part)) for part in x.split(max(1, AT_ONCE // self.kinds))]
+        # a graph for any number of images cannot be as many parts
+        split = (x,) if torch.compiler.is_exporting() else x.split(max(1, AT_ONCE // self.kinds))
+        parts = [self.net(self.transform.views(part)) for part in split]
         return torch.cat(parts).double().log_softmax(1).view(x.shape[0], self.kinds, self.kinds)
 
     def score(self, x: Tensor) -> Tensor:

@@ -183,7 +183,7 @@ def patterns(x: Tensor) -> Tensor:
     patches = unfold(pad(grey, (1, 1, 1, 1), mode="replicate"), 3)  # [N, 9, H * W]
     bits = (patches[:, NEIGHBOURS, :] >= patches[:, 4:5]).float()
     weights = 2.0 ** torch.arange(8, device=x.device)
-    return (bits * weights[:, None]).sum(1).view(len(x), *x.shape[2:])
+    return (bits * weights[:, None]).sum(1).view(x.shape[0], *x.shape[2:])
 
 
 def augmented(x: Tensor) -> Tensor:
