@@ -30,7 +30,7 @@ NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "po
 """Settings that cannot change the numbers, that stand in the run's name, or are hashed by what they come to."""
 
 
-SCORING_ONLY = ("epoch", "batch_norm", "test_order", "batch_size", "quantile")
+SCORING_ONLY = ("epoch", "batch_norm", "test_order", "hindsight", "batch_size", "quantile")
 """Switches of `evaluation` that leave training as it is."""
 
 SCALER = "scaler.safetensors"
