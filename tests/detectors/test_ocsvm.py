@@ -141,7 +141,7 @@ def test_hindsight_tries_the_90_pairs_of_geotrans_and_leaves_the_detector_alone(
     for values, scores in tried[::17]:
         theirs = -OneClassSVM(**values).fit(x).decision_function(tests)
         np.testing.assert_allclose(scores.numpy(), theirs, rtol=0, atol=2e-3)  # of libsvm, by default 1e-3
-    assert max(roc_auc_score(anomalous, scores) for _, scores in tried) > 0.95
+    assert max(roc_auc_score(anomalous, scores) for _, scores in tried) > 0.9
 
 
 def test_fits_at_most_max_rows() -> None:
