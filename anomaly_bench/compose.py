@@ -43,7 +43,7 @@ NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "po
 AS_EVER = ("deterministic", False)
 """A setting that came later: as it was for the runs before it, it is not hashed, so that these are found again."""
 
-SCORING_ONLY = ("epoch", "batch_norm", "test_order", "batch_size", "quantile")
+SCORING_ONLY = ("epoch", "batch_norm", "test_order", "hindsight", "batch_size", "quantile")
 """Switches of `evaluation` that leave training as it is."""
 
 VALIDATION = ("validation", "validation_class")

@@ -98,6 +98,14 @@ class Detector(nn.Module, ABC):
             raise SettingError(f"model.features={type(self).__name__}: it has no features to give")
         return features
 
+    def in_hindsight(self, train: Rows, test: Rows) -> Iterator[tuple[dict[str, float], Tensor]]:
+        """Hyper-parameters that papers choose by the test labels, each with its scores `[N]` of the test rows.
+
+        Called of a detector that has learned, which stays as it is, and sees no label here either: the caller
+        chooses. Nothing where no paper does so.
+        """
+        return iter(())
+
     def forget(self) -> None:
         """Learn without weights from elsewhere, for the untrained control; there is nothing to do where none come."""
 

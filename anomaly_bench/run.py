@@ -32,7 +32,7 @@ from anomaly_bench.training.checkpoint import (
 )
 from anomaly_bench.training.control import untrained
 from anomaly_bench.training.determinism import deterministic
-from anomaly_bench.training.scoring import explain_rows, score_rows
+from anomaly_bench.training.scoring import explain_rows, score_rows, scoring
 from anomaly_bench.training.trainer import Learned
 from anomaly_bench.twins import keep_last, take_over, twin_of
 
@@ -271,6 +271,7 @@ def compute(job: Job) -> None:
         "n_test": len(test),
         "n_anomalous": int(anomalous.sum()),
         **best_epoch(learned.history),
+        **in_hindsight(job, detector, train, test, anomalous),
     }
     warn_of_flat(scores)
     write_tables(job, scores, anomalous, order, learned.history)
@@ -399,6 +400,23 @@ def best_epoch(history: list[Epoch]) -> dict[str, float]:
         return {}
     auroc, number = max(evaluated)
     return {"auroc_best_epoch": auroc, "best_epoch": -number}
+
+
+def in_hindsight(
+    job: Job, detector: Detector, train: Rows, test: Rows, anomalous: np.ndarray
+) -> dict[str, Any]:
+    """The best AUROC of the hyper-parameters that the method lets the test labels choose, and which these are."""
+    if not job.evaluation["hindsight"]:
+        return {}
+    with scoring(detector, test.device, precision=job.trainer.precision, fold=job.trainer.fold):
+        tried = [
+            (metrics.auroc(scores.cpu().numpy(), anomalous), values)
+            for values, scores in detector.in_hindsight(train, test)
+        ]
+    if not tried:
+        return {}
+    auroc, values = max(tried, key=lambda one: one[0])
+    return {"auroc_hindsight": auroc, "hindsight": values, "hindsight_tried": len(tried)}
 
 
 def warn_of_flat(scores: np.ndarray) -> None:

@@ -244,6 +244,18 @@ def test_a_mistake_gets_one_line_and_exit_code_2(bench, arguments, words):
     assert not list(Path().rglob("metrics.json"))
 
 
+def test_hindsight_stands_beside_the_honest_number_only_as_published(bench):
+    small = ("model=ocsvm", *TINY[:3])
+    bench(*small, "runs_dir=clean")
+    bench(*small, "evaluation=as_published", "runs_dir=published")
+    clean, published = (read(only_run(name) / "metrics.json") for name in ("clean", "published"))
+    assert "auroc_hindsight" not in clean
+    assert published["auroc"] == clean["auroc"]
+    assert 0.5 < published["auroc_hindsight"] <= 1
+    assert published["hindsight_tried"] == 90
+    assert set(published["hindsight"]) == {"gamma", "nu"}
+
+
 def test_a_diverging_run_is_recorded_as_failed_with_what_to_try(bench):
     code, _, err = bench("model=ganomaly", *TINY, "model.lr=1e30")
     assert code == 2

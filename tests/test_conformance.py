@@ -114,6 +114,7 @@ GOOD_CONTROL: dict[str, str] = {
         ("pretrained", "pretrained_patches", "pretrained_mahalanobis"),
         "random convolutions tell these toys apart already, and ImageNet has no handwriting",
     ),
+    "ensemble": "distances in random codes tell these toys apart already",
     "repen": "random distances tell these toys apart already",
     "gmm_en": "nothing but the penalty keeps its codes apart, and training it is of no use in its paper either",
     "ocsvm_ae": "on random features, its one-class SVM tells these toys apart already",

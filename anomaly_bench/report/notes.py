@@ -46,6 +46,11 @@ def _reading(lines: Sequence[Line], runs: Sequence[dict[str, Any]]) -> list[str]
             "* best epoch: the highest AUROC of all evaluated epochs. It has seen the test labels and is no "
             "honest result."
         )
+    if any(line.get("auroc_hindsight") is not None for line in lines):
+        sentences.append(
+            "* hindsight: the highest AUROC of all hyper-parameters that a paper chose from by the test labels. It has "
+            "seen the test labels and is no honest result."
+        )
     if transductive := {str(run["model"]) for run in runs if run.get("transductive")}:
         sentences.append(f"Learned from the test rows themselves, without labels: {_listed(transductive)}.")
     if pretrained := {str(run["model"]) for run in runs if run.get("pretrained")}:

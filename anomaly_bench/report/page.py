@@ -29,10 +29,11 @@ NUMBERS = {
     "AUROC": ("auroc", ".3f"),
     "untrained": ("auroc_untrained", ".3f"),
     "best epoch *": ("auroc_best_epoch", ".3f"),
+    "hindsight *": ("auroc_hindsight", ".3f"),
     "training, s": ("train_seconds", ".1f"),
     "scoring, ms": ("score_ms_per_image", ".3f"),
 }
-"""Number columns of the table of runs, in `metrics.json`, and how they are written."""
+"""Number columns of the table of runs, in `metrics.json`, and how they are written; hindsight's where there is any."""
 FILES = ("config.yaml", "run.json", "metrics.json", "error.json", "scores.csv", "losses.csv")
 
 
@@ -161,9 +162,11 @@ def _runs(folder: Path, records: Sequence[Record], album: _Album) -> dict[str, A
     common = set.intersection(*(set(facts.items()) for facts in known)) if len(known) > 1 else set()
     texts = [_texts(record) for record in listed]
     told = [name for name in FACTS if name == "status" or len({text[name] for text in texts}) > 1]
+    peeked = any("auroc_hindsight" in record.metrics for record in listed)
+    columns = {name: how for name, how in NUMBERS.items() if peeked or name != "hindsight *"}
     rows = []
     for record, facts, text in zip(listed, known, texts, strict=True):
-        numbers = [_number(record.metrics.get(name), form) for name, form in NUMBERS.values()]
+        numbers = [_number(record.metrics.get(name), form) for name, form in columns.values()]
         rows.append(
             {
                 "name": record.folder.name,
@@ -173,7 +176,7 @@ def _runs(folder: Path, records: Sequence[Record], album: _Album) -> dict[str, A
             }
         )
     return {
-        "headers": ["run", *told, *NUMBERS],
+        "headers": ["run", *told, *columns],
         "labels": 1 + len(told),
         "rows": rows,
         "common": sorted(common),

@@ -11,12 +11,17 @@ from anomaly_bench.record import SWEPT, Record
 ROW = ("model", "evaluation", "settings")
 """What tells the rows of one table apart."""
 
-KINDS = {"": "auroc", "untrained_": "auroc_untrained", "best_epoch_": "auroc_best_epoch"}
-"""The three numbers of a cell: how its mean and deviation begin, and what they are of."""
+KINDS = {
+    "": "auroc",
+    "untrained_": "auroc_untrained",
+    "best_epoch_": "auroc_best_epoch",
+    "hindsight_": "auroc_hindsight",
+}
+"""The numbers of a cell: how its mean and deviation begin, and what they are of."""
 
 NUMBERS = [*(f"{kind}{number}" for kind in KINDS for number in ("mean", "std")), "low", "high"]
 CELL = ("data", "protocol", *ROW, "class", "n", "epochs", *NUMBERS)
-"""The columns of `table.csv`."""
+"""The columns of `table.csv`; those of hindsight only where there is any."""
 
 SHOWN_ELSEWHERE = SWEPT | {"model", "data", "protocol", "evaluation", "experiment", "runs_dir", "rerun"}
 
@@ -110,8 +115,8 @@ def tidy(lines: Sequence[Line]) -> list[Line]:
     Where a row has several swept classes, its last line, of class `mean`, holds the mean over them of their
     means; its deviation is that of the per-seed means, and NaN unless every seed has every class. `mean` and
     `std` are of the AUROC, `untrained_mean` and `untrained_std` of the control's, `best_epoch_mean` and
-    `best_epoch_std` of the best epoch's, `low` and `high` the interval of a single run's AUROC; NaN where there
-    is none. `epochs` is a text, for it may be a span.
+    `best_epoch_std` of the best epoch's, `hindsight_mean` and `hindsight_std` with what the test labels chose, `low`
+    and `high` the interval of a single run's AUROC; NaN where there is none. `epochs` is a text, for it may be a span.
     """
     cells = []
     done = [line for line in lines if line["finished"]]

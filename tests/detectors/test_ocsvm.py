@@ -120,6 +120,30 @@ def test_features_learn_first_and_are_what_the_svm_sees() -> None:
     np.testing.assert_allclose(scores.numpy(), -theirs.decision_function(tests), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("features", [None, partial(Autoencoder, code=6, width=2, batch_size=30)])
+def test_hindsight_tries_the_90_pairs_of_geotrans_and_leaves_the_detector_alone(
+    features, monkeypatch
+) -> None:
+    train, test, anomalous = digits(32 if features else 8)
+    torch.manual_seed(0)
+    detector = learned(OCSVM(train.shape, features=features), train).eval()
+    before = {name: x.clone() for name, x in detector.state_dict().items()}
+    with torch.no_grad():
+        tried = list(detector.in_hindsight(train, test))
+        x, tests = (
+            detector.reduced(detector.embed(rows.take(torch.arange(len(rows))))).numpy()
+            for rows in (train, test)
+        )
+    assert all(torch.equal(x, before[name]) for name, x in detector.state_dict().items())
+    pairs = [(values["gamma"], values["nu"]) for values, _ in tried]
+    expected = [(2.0**power, tenth / 10) for power in range(-7, 3) for tenth in range(1, 10)]
+    assert pairs == expected
+    for values, scores in tried[::17]:
+        theirs = -OneClassSVM(**values).fit(x).decision_function(tests)
+        np.testing.assert_allclose(scores.numpy(), theirs, rtol=0, atol=2e-3)  # of libsvm, by default 1e-3
+    assert max(roc_auc_score(anomalous, scores) for _, scores in tried) > 0.9
+
+
 def test_fits_at_most_max_rows() -> None:
     train, _, _ = digits(8)
     detector = learned(OCSVM(train.shape, nu=0.99, max_rows=17), train)

@@ -111,6 +111,20 @@ def test_control_and_best_epoch_have_rows_of_their_own():
     assert "no gradient epochs: ganomaly" in notes_of(table)
 
 
+def test_what_hindsight_reached_has_a_row_and_columns_of_its_own(tmp_path):
+    records = [made_up("cat", seed, 0.7, metrics={"auroc_hindsight": 0.9 + seed / 50}) for seed in (0, 1)]
+    table = table_of(*records)
+    assert [row["model"] for row in rows_of(table)] == ["ganomaly", "· untrained", "· hindsight *"]
+    assert rows_of(table)[-1]["cat"] == "0.910 ± 0.014"
+    assert re.search(r"\* hindsight: .* seen the test labels", notes_of(table))
+    for name, record in (("with", records[0]), ("without", made_up())):
+        kept(tmp_path / name, record)
+        write_report(tmp_path / name)
+        report = tmp_path / name / "report"
+        assert ("hindsight_mean" in pd.read_csv(report / "table.csv")) == (name == "with")
+        assert ("hindsight *" in (report / "index.html").read_text(encoding="utf-8")) == (name == "with")
+
+
 def test_rows_with_features_of_other_images_are_marked():
     records = [made_up("cat", 0, 0.9, model="pretrained", pretrained=True), made_up("cat", 0, 0.7)]
     (note,) = [note for note in make_tables(records)[0].notes if note.startswith("Not comparable")]
