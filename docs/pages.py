@@ -80,8 +80,11 @@ def pages() -> dict[str, str]:
 
 
 def sections(path: Path) -> dict[str, str]:
-    """The text below each `##` heading, that before the first under the empty name; links to files are plain text."""
-    text = re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"\1", path.read_text(encoding="utf-8"))
+    """The text below each `##` heading, that before the first under the empty name; no pictures, and links to files
+    are plain text.
+    """
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)\n", "", path.read_text(encoding="utf-8"))
+    text = re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"\1", text)
     first, *rest = re.split(r"(?m)^## ", text)
     named = {title: body for title, _, body in (part.partition("\n\n") for part in rest)}
     return {"": first.partition("\n\n")[2]} | named

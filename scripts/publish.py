@@ -142,9 +142,9 @@ def index_lines(folder: Path) -> list[dict[str, str]]:
 def distance(cells: Sequence[Line]) -> str:
     """How far the runs are from a paper's table: the mean difference, what was reached, and with what."""
     groups: dict[tuple[str, str], list[Line]] = {}
-    for cell in cells:
-        if cell["n"] and cell["class"] != "mean":
-            groups.setdefault((cell["model"], cell["evaluation"]), []).append(cell)
+    run = [cell for cell in cells if cell["n"]]
+    for cell in [cell for cell in run if cell["class"] != "mean"] or run:  # some papers print means alone
+        groups.setdefault((cell["model"], cell["evaluation"]), []).append(cell)
     told = []
     for names, own in groups.items():
         marks = [cell["reached"] for cell in own if cell["reached"] is not None]

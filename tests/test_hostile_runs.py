@@ -357,7 +357,7 @@ JSON = st.recursive(
 
 
 @given(data=st.data())
-@hypothesis_settings(max_examples=120, derandomize=True, database=None, deadline=None,
+@hypothesis_settings(max_examples=40, derandomize=True, database=None, deadline=None,
                      suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
 def test_a_report_is_written_whatever_the_records_say(honest, tmp_path, data):
     shutil.rmtree(tmp_path / "runs", ignore_errors=True)

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "schema": set(),
     "record": set(),
     "losses": set(),
+    "lars": set(),
     "arguments": {"errors"},
     "sweep": set(),
     "overlays": {"record"},
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "detector": {"rows", "errors"},
     "features": {"detector", "errors"},
     "wgan": {"detector", "losses"},
-    "detectors": {"rows", "detector", "features", "losses", "networks", "wgan", "errors"},
+    "detectors": {"rows", "detector", "features", "lars", "losses", "networks", "wgan", "errors"},
     "training": {"training", "detector", "rows", "record", "arguments", "errors"},
     "report": {"report", "record", "metrics", "errors"},
 }

@@ -72,6 +72,7 @@ def test_a_race_on_a_folder_of_images(typed, tmp_path, caplog):
     assert "ae_dense, up to 1 epochs" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_race_without_anomalies_says_that_no_accuracy_is_known(typed, tmp_path):
     shutil.rmtree(digit_files(tmp_path / "digits") / "test/1.abnormal")
     asked = ["data=folder", f"data.root={tmp_path / 'digits'}", "model=isolation_forest,ocsvm", *QUICK]
@@ -89,6 +90,7 @@ def test_a_race_without_anomalies_says_that_no_accuracy_is_known(typed, tmp_path
     assert answer(["score", table["run"][0], str(tmp_path / "digits/test")]) == 0
 
 
+@pytest.mark.slow
 def test_the_bound_holds_in_the_middle_of_a_run(typed, tmp_path):
     people(tmp_path / "people.csv", 2000)
     asked = ["data=table", "data.root=people.csv", "data.label=kind", "normal_class=a", "trainer.device=cpu"]

@@ -155,6 +155,7 @@ def test_no_switch_lets_test_rows_have_a_say(bench, switch):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_what_a_worker_came_to_is_given_to_the_sweeper(bench, tmp_path, monkeypatch):
     from hydra_plugins.anomaly_bench_launcher import SideBySide
 
