@@ -49,14 +49,11 @@ def test_the_index_has_every_result(again):
     rows = [line for line in index.splitlines() if line.startswith("| [")]
     assert [row.split("]")[0].removeprefix("| [") for row in rows] == [folder.name for folder in FOLDERS]
     for row in rows:
-        for part in (
-            "`anomaly-bench -m ",
-            "torch 2.",
-            "on average",
-            "reached (seeds: 1; epochs: ",
-            "cores",
-        ):
+        for part in ("`anomaly-bench -m ", "torch 2.", "cores"):
             assert part in row
+        if "no paper's number to compare with" not in row:
+            assert "on average" in row
+            assert "reached (seeds: 1; epochs: " in row
 
 
 def test_the_index_is_written_below_what_people_wrote(tmp_path):
