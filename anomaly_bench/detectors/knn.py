@@ -12,6 +12,19 @@ A training row is not its own neighbour, nor are its places those of any other o
 the kind that other rows get, and thresholds on training scores mean something. It is known by its values, and a row
 with the very same values is taken for it. `max_patches` bounds the places that are kept. Candidates are found by
 products of matrices, block by block; no distance between all pairs is ever held.
+
+When to use it: Where normal rows are of many kinds (nine digits, several products), which one Gaussian would
+blur, and vectors are good, such as the features under `pretrained` and `pretrained_patches`; of these,
+patches give a map of where. Nothing is trained, but a score compares with all training rows, which are kept
+with the model: both grow with them, and `mahalanobis` keeps one Gaussian instead. On raw pixels it compares
+images place by place, so that they have to be aligned.
+
+Traps: Anomalies among the training rows hide each other: k + 1 of them that are alike find one another, and
+score as if normal; `model.k` has to be larger than such a group. The column with the widest range decides, so
+leave `data.scale` on. `model.max_patches` bounds places of maps alone, plain rows are all kept; of 5,000
+images it leaves two places each, too few to know a rare but normal detail. `data=folder` shrinks images to 64
+pixels before a pretrained network enlarges them again: set `data.image_size=224`. The control is fitted to
+noise, or has random weights under pretrained features.
 """
 
 from collections.abc import Callable, Iterator

@@ -9,6 +9,20 @@ https://doi.org/10.1016/S0047-259X(03)00096-4, as scikit-learn has it.
 With fewer rows than features the covariance C of the training rows has no inverse; d in (0, 1] is what they say
 themselves of how far to shrink it. C is kept as its axes and variances, of which there are no more than rows: along
 all other directions S has the same variance, d tr C / D.
+
+When to use it: On rows or features that form one cloud, above all pooled features of a pretrained network for
+one kind of object (`pretrained_mahalanobis`), and where columns go together, so that a value is odd only
+beside another. There is nothing to choose; the fit is one singular value decomposition, a score takes the
+same time whatever the number of training rows, and fewer rows than features are no obstacle. Where normal
+rows are of several kinds, as under `protocol=leave_one_class_out`, one Gaussian covers what lies between them
+too: take `knn`. It has no map.
+
+Traps: Anomalies among the training rows enter mean and covariance with full weight, and widen S along just
+the directions in which they lie; `rpca` and `rda` take them apart first. A column that never moves in
+training (arrhythmia has 17) has only the variance d tr C / D, which is tiny where rows are many: one stray
+value there outweighs all others, so drop such columns. Shrinking pulls all columns towards one variance, so
+that their units count, the more the fewer rows there are: leave `data.scale` on. The control is fitted to
+noise, or has random weights under pretrained features, and is not an untrained Gaussian.
 """
 
 from collections.abc import Callable, Iterator
