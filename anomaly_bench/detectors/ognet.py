@@ -27,6 +27,20 @@ other way round in others. All follows the official code, except:
 - Its test reports the F1 at the equal error rate; the score is the same.
 
 Scores are logits: the same order as the probabilities, also where these are all 0 or all 1.
+
+When to use it: On small images of one kind (the paper has digits, Caltech-256 and patches of video, at
+`data.image_size=45`), where `alocc` would do but its result hangs on the epoch at which training stops. A
+score is one pass through both networks. G never halves the image: by its layers an image of 45 pixels takes
+16 GFLOP to rebuild, one of 32 takes 5, where GANomaly scores one of 32 with 0.1 (`results/benchmarks`), so
+that this is no method for large images, nor for a CPU. It has no map of its own score, only the residual of
+G.
+
+Traps: `model.old_epochs` and `model.epochs` count passes, not updates: with 720 images a pass has 11 updates,
+the old G is all but random and the final one little better; raise both. In phase 2, `pseudo` near .69 and
+`good` near .62 in `losses.csv` are what a D that guesses has. The official code judges phase 2 on the test
+set after every iteration, and its F1 takes its threshold from test labels; `evaluation=as_published` imitates
+neither and scores as `clean` does. In phase 2 each batch that D sees is of one kind, but scores use running
+statistics of all four kinds: see whether `evaluation.batch_norm=batch` moves the number.
 """
 
 import copy

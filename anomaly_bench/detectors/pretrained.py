@@ -22,6 +22,19 @@ and crops 224, here the whole image is resized to the network's own size, as sma
 too. SPADE searches only the 50 images whose pooled features are nearest, here a random choice of places of all training
 images is searched; its score of an image is that of pooled features, here it is the largest of the map. Fine-tuning,
 as in PANDA, is not here.
+
+When to use it: First of all on photographs of things, also when normal images are few: nothing is trained, a
+score is one forward pass and a comparison. On CIFAR-10, one class normal, .953 is printed for a detector on
+frozen ImageNet features (NeuTraL AD) and .962 for PANDA's fine-tuned ones, where GeoTrans from scratch has
+.860. Take `pretrained` for another kind of object, `pretrained_patches` for small defects and a map of where,
+`pretrained_mahalanobis` for one kind of object at a fixed cost for each score.
+
+Traps: `data.image_size` comes before the network: `data=folder` shrinks images to 64 pixels, which are then
+enlarged again without their detail, so set `data.image_size=224`; likewise a small
+`model.features.input_size` gives poor features. Printed numbers are of large networks (ResNet-152; SPADE's
+.855 on MVTec AD of WRN-50-2): say which `model.features.backbone` a number has. With patches one odd place
+decides, as the score is the largest value of the map, and `model.max_patches` may keep too few places to know
+every normal one. Random features are no blank either: read the gain over the control, not over .5.
 """
 
 from collections.abc import Iterator, Sequence
