@@ -14,6 +14,18 @@ d is the cross-entropy summed over units, whose values lie in (0, 1), or for row
 the squared error with a decoder that is linear. Only the input of the layer that is learning is corrupted, and
 only while it learns: what reaches it comes clean through the layers below. Weights are tied while a layer learns,
 as in the paper, and stay so. The paper fine-tunes with labels; detectors have none, and rebuild.
+
+When to use it: On rows of numbers or small aligned images where a deep dense autoencoder is wanted: layers
+are learned one at a time, each from a shallow start. In `results/autoencoders_mnist` it has a mean AUROC of
+.681, `ae_dense` .651 with a quarter of the passes, and `dae`, which is convolutional, .803: for images take
+that. Passes are cheap (6,491 training images a second on two CPU cores, `ae` 229, `results/cost.md`), but
+there are 250 of them by default. It has a residual map.
+
+Traps: `trainer.max_epochs` bounds each layer and the fine-tuning, so that 10 is 40 passes for three layers.
+`reconstruction` in `losses.csv` is of other units in each stage, and a cross-entropy of values between 0 and
+1 does not end at 0: compare within a stage. Masking sets entries to 0, which is black: on mostly black images
+`model.nu` corrupts few of them. Look at each class beside its control: on digit 4 the untrained network has
+.635, the trained one .537.
 """
 
 from collections.abc import Iterator, Sequence
