@@ -22,6 +22,21 @@ What is the code's, and where ours is another:
 - Hues are computed exactly, the code's are off by up to a degree.
 - `shifts=rotations` adds the quarter turns of every image to its batch as images of their own: the distribution
   augmentation of Sohn and others, ICLR 2021. The shift classifier of CSI itself is not here.
+
+When to use it: On colour images of objects of one kind, thousands of them, with a GPU: 1,000 passes of a
+ResNet-18 over two views of each image, then 10 passes for a score. Printed means on CIFAR-10, one class
+normal: .879 for this, .890 with an OC-SVM on the features and .925 with rotations besides (DROC;
+`model=simclr_ocsvm`, `model.features.shifts=rotations`), .860 for GeoTrans, .943 for CSI, which is not here.
+It has no map; what lies in a small part of the image, or in brightness and colour alone, the network learns
+to overlook: for defects take `pretrained_patches`.
+
+Traps: `trainer.max_epochs` stops the schedule on its way, below 10 passes while the rate still rises; to
+train less set `model.epochs`. An `nt_xent` that stays at ln(2 `model.batch_size` - 1), 6.9 by default, means
+that all embeddings are one; with fewer images than a batch there is one update a pass. `model.flip` is on for
+all data but mnist, svhn and digits, so turn it off where left and right differ; rotations hurt where objects
+look alike when turned, as they count as other images. A training row finds itself in the bank (`knn` leaves
+it out): its score is the length of z alone, so that `protocol=contaminated` compares lengths only, and a
+threshold from training scores is too low for new rows.
 """
 
 import math

@@ -23,6 +23,21 @@ All follows the official code, of which:
 - It tests with batch norm in training mode, on test batches of one kind after the other, and reports its best
   test epoch; `evaluation=as_published` does the same.
 - Its generator takes x plus a noise that its code never fills in; here there is none.
+
+When to use it: To reproduce its table, or beside `ganomaly` on images of 32 or 64 pixels whose fine detail a
+narrow code would blur, X-rays being the authors' case. A score is one pass of the U-Net and two of the
+discriminator, without a search, with a residual map. There are no finished runs in `results/` yet;
+`ganomaly`, whose code tests the same way, is near chance on CIFAR-10 there when no epoch is picked by test
+labels (`results/ganomaly_cifar10_jpeg_longer`), so look at `auroc` of the last epoch and at the control
+before relying on either.
+
+Traps: Published numbers lean on three things at once: batch norm with statistics of test batches, these of
+one kind each, and the best test epoch. Users of its code saw airplanes at .975 and .989 after the first two
+epochs, then .73 to .79, and the AUROC fall far when test images were shuffled. The skip connections can carry
+an anomaly through as well as any detail: `con` in `losses.csv` near 0 says that G copies, and then only the
+tenth that `model.lambda_` leaves to the features is left to tell. A `reinit` above 0 there means a
+discriminator that won and was thrown away, while its Adam went on; with `model.d_lat=true` a `lat` that goes
+to 0 may be the discriminator's doing, and tells little of G.
 """
 
 import copy
