@@ -20,16 +20,16 @@ residual outside the directions of L takes the place of S. A row is known again 
 When to use it: On a table or on aligned images whose normal rows share few directions, with anomalies among
 them that touch few entries; nothing is trained, there is no seed, and it has a residual map. Each iteration
 decomposes the whole matrix, so that it is for some thousand rows or columns: 720 images of 32 x 32 took 12 to
-14 seconds in `results/autoencoders_mnist`, where its mean AUROC of .658 is that of a dense autoencoder (.651)
-and below that of a convolutional one (.794). For rows that are anomalous as a whole, `rda` with
+14 seconds in `results/autoencoders_mnist`, where its mean AUROC of .658 is about that of a dense autoencoder
+(.651) and below that of a convolutional one (.794). For rows that are anomalous as a whole, `rda` with
 `model.penalty=rows` fits better.
 
-Traps: It judges the rows it is fitted to. A residual is never longer than the |S_i| that the same row would
-have had, so that a threshold from training scores (`evaluation.quantile`) is too high for new rows.
-`model.lambda_` well above 1 leaves S empty and L with all directions of the rows: new rows then have
-residuals near 0; well below 1, S takes all. Columns are centred, not scaled: the widest decide. The codes
-dganguli/robust-pca and RDA's take the largest column sum for the entrywise norm, so that their settings mean
-something else. The control is fitted to noise, and is not near .5 on every class: .217 to .626 in
+Traps: A residual, the score of new rows, is never longer than the |S_i| that a fitted row with the same
+residual has, so that a threshold from training scores (`evaluation.quantile`) is too high for them, if
+anything. `model.lambda_` well above 1 leaves S empty and L with all directions of the rows: new rows then
+have residuals near 0; well below 1, S takes all. Columns are centred, not scaled: the widest decide. The
+codes dganguli/robust-pca and RDA's take the largest column sum for the entrywise norm, so that their settings
+mean something else. The control is fitted to noise, and is not near .5 on every class: .217 to .626 in
 `results/autoencoders_mnist`.
 """
 
