@@ -20,9 +20,9 @@ one fixed variance, `bernoulli` takes the pixels, brought to [0, 1], as probabil
 
 When to use it: Where a probability is wanted rather than an error, or codes for another method to stand on
 (`represent`); on images, or on rows with `model.network=dense`. As a plain detector it was no gain in
-`results/autoencoders_mnist`: a mean AUROC of .690 after 10 passes, `ae` .794, better on all five digits. The
-score decodes ten draws, 219 images a second on two CPU cores against 975 for `ae` (`results/cost.md`);
-`model.score_by=reconstruction` decodes once.
+`results/autoencoders_mnist`: a mean AUROC of .690 after 10 passes, where `ae` has .794 and is better on all
+five digits. The score decodes ten draws, 219 images a second on two CPU cores against 975 for `ae`
+(`results/cost.md`); `model.score_by=reconstruction` decodes once.
 
 Traps: A `kl` near 0 in `losses.csv` is a collapsed posterior: every row is rebuilt as the same one, and the
 score is the distance from that. `model.likelihood=gaussian` weighs the squared error by 1 / (2 sigma^2), so
