@@ -28,6 +28,9 @@ ROOMS = {
 }
 """Modules of the API reference, under `anomaly_bench`."""
 
+ADVICE = ("When to use it", "Traps")
+"""What the last paragraphs of a method's docstring begin with, sections of their own on its page."""
+
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """The order of the pages."""
@@ -130,15 +133,22 @@ def method(name: str, numbers: pd.DataFrame) -> str:
     path = CONFIGS / "model" / f"{name}.yaml"
     module, cls = target(name).rsplit(".", 1)
     source = CHECKOUT / f"{module.replace('.', '/')}.py"
-    said = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+    said, *further = advice(ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "")
     return "\n".join(
         [
             f"# {name}\n\n{said}\n",
+            *further,
             f"## Settings\n\n{code(path)}",
             f"::: {module}.{cls}\n    options:\n      members: false\n      show_root_heading: false\n",
             f"## Numbers\n\n{of_method(name, numbers)}",
         ]
     )
+
+
+def advice(docstring: str) -> list[str]:
+    """A method's docstring without its paragraphs of `ADVICE`, then each of these as a section."""
+    said, *found = re.split(rf"\n\n({'|'.join(ADVICE)}): ", docstring)
+    return [said, *(f"## {title}\n\n{text}\n" for title, text in zip(found[::2], found[1::2], strict=True))]
 
 
 def target(name: str) -> str:

@@ -1,6 +1,7 @@
 """The documentation's pages follow from what they are about."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,21 @@ def test_every_method_has_a_page_with_its_docstring_config_and_class(pages):
             source = CHECKOUT / f"{target.rpartition('.')[0].replace('.', '/')}.py"
             first = source.read_text().split('"""')[1].splitlines()[0]
             assert f"# {path.stem}\n\n{first}\n" in page
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in (CHECKOUT / "configs" / "model").glob("*.yaml"))
+)
+def test_every_method_says_when_to_use_it_and_what_its_traps_are(pages, name):
+    page = pages[f"methods/{name}.md"]
+    parts = re.search(
+        r"\n\n## When to use it\n\n(.+?)\n\n## Traps\n\n(.+?)\n\n## Settings\n", page, re.DOTALL
+    )
+    assert parts is not None
+    for text in parts.groups():
+        assert len(text) >= 80
+        assert "\n\n" not in text
+    assert not re.search(r"(?m)^(When to use it|Traps):", page)
 
 
 def test_numbers_are_those_of_the_results(pages):

@@ -24,14 +24,26 @@ All follows the official code, of which:
 - Its D_xx puts images on top of each other instead of behind each other (`concat=height`): the concatenation
   along axis 1 takes channels to be there. Here they are channels.
 - The networks for rows ignore its switch of spectral norm; so do the configs for rows.
-- Scores come from a moving average of the weights (`ema_decay`). It starts at the first weights, so that a short
-  run is scored by hardly trained ones: after n updates, a share of `ema_decay ** n` of them is left.
+- Scores come from a moving average of the weights (`ema_decay`), which starts at the first weights.
 - Stride-2 convolutions of 5 x 5 are padded on both sides, TensorFlow's on one; batch norm has PyTorch's momentum
   and epsilon. Its five optimisers share one count of steps for Adam's correction of the first steps.
 - It stops when the score of held-out images has not improved for 10 epochs, and then tests the last weights, not
   the best. Here the number of epochs is fixed.
 - It flags the top 20 % (KDD) or 15 % (arrhythmia) of the test scores, and does not take the anomalies out of the
   arrhythmia training rows.
+
+When to use it: For colour images of 32 pixels, and for rows (`alad_kdd`, `alad_arrhythmia`), where a distance
+in pixels or columns says too little; `model.score_method=l1` tells whether it does. Scoring is one pass of
+encoder and generator and two of a discriminator, and images have a residual map; training has three
+discriminators where `egbad` has one. Expect large differences between classes: another's reproduction, with
+batch norm in place of spectral norm, has AUROCs on CIFAR-10 from .44 (trucks) to .78 (ships).
+
+Traps: A short run is scored by hardly trained weights, since a share of `ema_decay ** n` of the average is
+still the first ones after n updates: 37 % after 1,000 at 0.999; lower `model.ema_decay` for trials. In
+`losses.csv`, `d_xz`, `d_xx` and `d_zz` are each 2 log 2 = 1.39 where a discriminator can tell nothing, and
+near 0 where it has won. The official code scales KDD's columns only when told to; here `data.scale=minmax`
+does, and `data.scale=null` is the other. On KDD Cup 1999 a network can pass for a good detector untrained
+(see `dagmm`): compare with the control.
 """
 
 from collections.abc import Iterator, Sequence

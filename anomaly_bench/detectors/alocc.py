@@ -27,6 +27,18 @@ Pixels are taken to [0, 1] first, R ends in a sigmoid. Where paper and official 
 
 Scores are the logits of these probabilities, -log(D / (1 - D)): the same order, and no two of them collapse
 where D is sure of itself.
+
+When to use it: For images and patches of any size where scoring must be fast: one pass of two small networks.
+It bears some contamination: on patches of UCSD Ped2, 10 % of anomalous training rows cost the paper about 1.3
+points of equal error rate. `ognet` is such a pair with a second phase against the instability below; prefer
+it where no labels say when to stop. The map is what R changed in the image, which the score does not use.
+
+Traps: The result hangs on when training stops, as users of the official code report; `trainer.eval_every=1`
+shows how far the AUROC moves, but the best of those epochs is chosen by test labels. D(R(x)) is often worse
+than D(x) in their hands, while the paper has it ahead on Caltech-256 (AUROC .942 against .932 with one
+category): run `model.score=plain` too. A discriminator that has won shows in `losses.csv` as `discriminator`
+near 0 with `adversarial` growing. The paper's MNIST result is a curve of F1 alone, so that there is no AUROC
+to hold a run against, and users report that the digit 2 fails.
 """
 
 from collections.abc import Iterator

@@ -15,6 +15,20 @@ d is the cross-entropy, summed over the pixels on [0, 1], or the squared error o
 tied weights, as in the paper: untied, the decoder could undo what the encoder contracts. The paper stacks such
 layers and contracts each; with `hidden` the code's Jacobian through all layers is contracted at once, its norm
 estimated from `probes` random directions, which is exact in the mean.
+
+When to use it: For rows, and for small images, which it takes flattened: trained and scored about ten times
+as fast as `ae` (results/cost.md), with a residual map. In results/autoencoders_mnist its mean AUROC over five
+digits, .748, is above the other dense ones, `sdae` .681, `ae_dense` .651 and `sparse_ae` .610, and below the
+convolutional `ae` and `dae`, .794 and .803. The layer has a weight for each pixel and each unit of the code,
+so that large images want convolutions.
+
+Traps: `model.lambda_` stands beside a cross-entropy summed over the pixels, or an error summed over the
+columns, so that 0.1 weighs less the more there are: watch `contraction` beside `reconstruction` in
+`losses.csv`. Where the code is about as long as the row or longer, as the default is for grey images of 32
+pixels, nothing but this term forbids copying. Pixels outside of [-1, 1], by another `data.mean` or
+`data.std`, make no cross-entropy. With `model.hidden` the norm is a noisy estimate, from `model.probes=1`
+direction, and takes second derivatives. The untrained control is far from .5: .199 for the digit 0, and .605
+for the digit 4, where training comes to .577 (results/autoencoders_mnist).
 """
 
 from collections.abc import Iterator, Sequence

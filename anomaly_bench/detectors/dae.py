@@ -15,6 +15,18 @@ Corruption is drawn anew in every step, and there is none in a score. An entry i
 whose pixels are on [0, 1]: here black, -1 for images, and 0 for rows. The paper rebuilds binary pixels by
 cross-entropy with one sigmoid layer; the networks and the squared error here are those of the baselines that
 detectors are compared with, `ae`'s, so that the corruption is all that differs.
+
+When to use it: In place of `ae`: network, cost and residual map are the same, and noise on the inputs is all
+that is added. `dae_gaussian` has the best average rank of fifteen in results/autoencoders_mnist, with a mean
+AUROC over five digits of .838; masking has .803, `ae` .794, and five digits of one seed tell the best from
+three of the others only. `model.network=dense` takes rows; `dsebm` has the same idea as a density.
+
+Traps: What masking empties is black: on a black ground it changes strokes alone, on photographs it is a mark
+of its own, and in rows of `data.scale=minmax` 0 is the least value of a column, like any other.
+`model.sigma=0.5` is in units of the rows, a quarter of the range of images but half of that of such columns.
+`model.nu=0` or `model.sigma=0` is `ae`. `reconstruction` in `losses.csv` is that of corrupted rows, not to be
+compared with `ae`'s, and the rows that are scored, being clean, are of a kind that was hardly ever an input.
+The untrained control is `ae`'s, .536 in mean there.
 """
 
 from collections.abc import Iterator, Sequence

@@ -14,6 +14,18 @@ As in the code, the layers are pretrained one by one, then the autoencoder, then
 c_k goes on over the epochs. Ours: pretraining by Adam, whose rate in the code is not known to us; c_k starts from
 the rows that k-means gave to k; a row's centroid in L is the nearest now, where the code keeps the one of its last
 visit. Default sizes are the code's for MNIST; for DAGMM's table take its sizes of each data set.
+
+When to use it: For rows, and small images taken flattened, whose normal kind is several kinds, and where the
+clusters are of use themselves. As a detector it is behind DAGMM on all four sets of DAGMM's Table 2, with an
+F1 of .776 against .937 on KDD Cup 1999 and .325 against .478 on thyroid. Scoring is one pass of the encoder,
+without a map; training is 1,300 epochs by default, 250 for each of four layers, 250 for the autoencoder, and
+50 with centroids.
+
+Traps: Where `model.w_cluster` outweighs the reconstruction, codes fall onto centroids and rows score alike:
+`cluster` in `losses.csv` goes to 0 while `reconstruction` rises. A row whose code is near a centroid counts
+as normal however badly it is rebuilt. `model.k` is not learned, and a centroid that loses its rows stays.
+`trainer.max_epochs` bounds each stage, by default six: at 10, 60 epochs are trained. The untrained control is
+k-means on the codes of a random network, which is a detector already.
 """
 
 import math

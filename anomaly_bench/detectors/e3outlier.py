@@ -28,6 +28,20 @@ What is the code's, where the paper does not say:
 - The code puts digits and clothes of 28 pixels in the middle of black images of 32; here data are resized.
 
 Of the networks in the paper's ablation, WRN-10-4, its main one, is here; ResNet and DenseNet are not.
+
+When to use it: For small square images, unlabelled and with anomalies among them, and a GPU: 333 passes to
+train, and 111 views to score an image. With 10 % of anomalies its paper has an AUROC of .835 on CIFAR-10 and
+.941 on MNIST, the error of an autoencoder .559 and .680, and `ssd_if`, a forest on features of the same
+network, .640 and .938. `model.operations=ra` makes do with 72 views. Where clean training images are at hand
+`geotrans` is the method; neither has a map.
+
+Traps: It scores the very images that it learned, so that there is nothing to choose settings on. Anomalies
+must be few: at 20 % the paper's AUROC on MNIST falls to .913. An `accuracy` in `losses.csv` that is soon
+close to 1 is a task too easy, as when borders give the operation away; then the AUROC falls, and an operation
+that leaves an image as it was, as a turned 0, tells nothing. `trainer.max_epochs` below 111 leaves images
+without some of their operations, and digits under `data=folder` get Adam where `data=mnist` has SGD. At 10 %
+of anomalies a coin has about .9 in the paper's AUPR-in and .1 in its AUPR-out: never put one beside the
+other.
 """
 
 import math

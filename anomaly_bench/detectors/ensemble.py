@@ -14,6 +14,18 @@ each is replaced by its rank among scores of training rows, never of test rows: 
 
 Anomalous rows often score above all training rows, where a rank alone would tell none from another. The logarithm lets
 them stay in order, and no member, however far it goes, outweighs the others by much.
+
+When to use it: Where no labels say which detector fits the data: none are needed, and no one member decides.
+It costs what all members cost, by default three convolutional autoencoders of 200 epochs each, and for each
+row scored a search for neighbours in three sets of codes; there is no map. Put unlike members in, as
+`+model@model.members.forest=isolation_forest`; for rows give each autoencoder
+`model.members.NAME.features.network=dense`.
+
+Traps: Members weigh the same, and one that is at chance pulls all others down: score each alone first. The
+default three are the same convolutions of the same rows, and may err alike. Ranks are among scores of
+training rows, so that a member that knows these by heart ranks new normal rows high as well.
+`trainer.max_epochs` bounds each member's stages, which stand in `losses.csv` under its name. The untrained
+control has neighbours in the codes of random networks, which is a detector already.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -31,6 +31,19 @@ All follows the official code, of which:
   its dropout; alpha, beta and gamma are those of the code's two-dimensional example.
 - It reports the test images at the epoch with the best AUPRC or AUROC on validation images, with anomalies among
   them; here it is the last epoch. Its AUPRC has the normal images as the positive ones.
+
+When to use it: For images and rows of which a score is all that is wanted, and cheaply: the discriminator
+alone gives it in one pass, with no reconstruction and no map; where it has to be seen what is wrong,
+`ganomaly` or `f_anogan` has a residual. `fence_gan` is for grey images (`data.image_size=28`),
+`fence_gan_cifar10` for colour ones of 32 pixels. The tables of its paper were not to be had, so that a run
+can be held against its control and other methods only.
+
+Traps: Its published AUPRC, of normal rows, is higher than one of anomalous rows would be, and not to be put
+beside EGBAD's. Dispersion is that of one batch, in units of the rows, so that `model.batch_size` and
+`data.scale` move what `model.beta` weighs. In `losses.csv`, a `dispersion` that grows is a generator that
+draws together, and `encirclement` (`model.losses=code`) has a floor, .33 for `model.alpha=0.1` and .69 for
+0.5: far above it the generator is not where the discriminator says alpha. `model.d_lr=1e-5` moves a weight by
+about that much a step, so that short runs are hardly trained.
 """
 
 from collections.abc import Iterator
