@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import import_module
@@ -36,7 +36,17 @@ from anomaly_bench.training.checkpoint import load_tensors
 from anomaly_bench.training.trainer import Trainer
 from anomaly_bench.validation import Validation, check_blind, hold_out
 
-NOT_HASHED = ("runs_dir", "rerun", "abnormal_class", "normal_class", "seed", "point", "data", "trainer")
+NOT_HASHED = (
+    "runs_dir",
+    "rerun",
+    "abnormal_class",
+    "normal_class",
+    "seed",
+    "point",
+    "data",
+    "trainer",
+    "tracker",
+)
 """Settings that cannot change the numbers, that stand in the run's name, or are hashed by what they come to."""
 
 
@@ -116,6 +126,10 @@ class Job:
         torch.manual_seed(self.seed)
         return self.trainer.place(build(self.settings.model, self.dataset.shape))
 
+    def tracker(self) -> Callable[..., Any] | None:
+        """What makes the tracker that was chosen, if one was."""
+        return instantiate(self.settings.tracker) if self.settings.tracker else None
+
 
 def settings_of(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     """What the command line composes from `overrides`: the settings, and what was chosen of each group.
@@ -138,7 +152,7 @@ def settings_of(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
 def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Job:
     """Load the data, split them, and name the run."""
     values = plain(settings)
-    for group in ("data", "protocol"):
+    for group in ("data", "protocol", *(["tracker"] if settings.tracker else [])):
         check_group(group, settings[group])
     check_evaluation(values["evaluation"])
     check_targets(settings.model)
@@ -244,7 +258,7 @@ def plain(settings: DictConfig) -> dict[str, Any]:
 
 
 def check_group(group: str, config: Any) -> None:
-    """Refuse what the target of the group `data` or `protocol` cannot take."""
+    """Refuse what the target of the group `data`, `protocol` or `tracker` cannot take."""
     if not isinstance(config, DictConfig) or "_target_" not in config:
         raise SettingError(f"{group}={config}: a config with a _target_ is needed")
     if not callable(found := located(str(config["_target_"]))):

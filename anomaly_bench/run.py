@@ -20,6 +20,7 @@ from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
 from anomaly_bench.report.pictures import Shown, draw_run
 from anomaly_bench.rows import Rows
+from anomaly_bench.tracking import NOTE, Follower
 from anomaly_bench.training import parallel
 from anomaly_bench.training.checkpoint import (
     Checkpoint,
@@ -70,15 +71,18 @@ def run(job: Job) -> None:
             log.info("finished already: %s (rerun=true computes it again)", job.folder)
             join(job)
             remove(job, *UNFINISHED_ONLY)
+            follower(job).end()
             parallel.tell(False, job.trainer.device)
             return
+        follow = follower(job)
         try:
             begin(job)
             parallel.tell(True, job.trainer.device)
             with deterministic(job.values["deterministic"]):
-                compute(job)
+                compute(job, follow)
+            follow.end()
         except Exception as error:
-            give_up(job, error)
+            follow.end(give_up(job, error))
             raise
 
 
@@ -111,6 +115,12 @@ def open_folder(folder: Path) -> None:
             )
 
 
+def follower(job: Job) -> Follower:
+    """Who tells the tracker that was chosen, if one was, of this run."""
+    told = job.values | {"chosen": job.names, "case": job.split.case}
+    return Follower(job.tracker(), job.values["tracker"], job.folder, told)
+
+
 def learn_along(job: Job) -> None:
     """What a process does that is not the first of its run: its part of every step, and nothing else."""
     if not parallel.tell(False, job.trainer.device):
@@ -133,7 +143,10 @@ def finished(job: Job) -> bool:
 def begin(job: Job) -> None:
     """Open the run's folder; what failed there before, or is to be computed again, makes way."""
     remove(
-        job, "metrics.json", "error.json", *(("run.json", *UNFINISHED_ONLY) if job.values["rerun"] else ())
+        job,
+        "metrics.json",
+        "error.json",
+        *(("run.json", NOTE, *UNFINISHED_ONLY) if job.values["rerun"] else ()),
     )
     record.write_text(job.folder / "config.yaml", OmegaConf.to_yaml(job.settings, resolve=True))
     if "settings_hash" not in record.read_json(job.folder / "run.json"):
@@ -242,7 +255,7 @@ def facts_of_rows(job: Job) -> dict[str, Any]:
     }
 
 
-def compute(job: Job) -> None:
+def compute(job: Job, follow: Follower) -> None:
     """The run itself; `metrics.json` is written last."""
     x, order = job.x, test_order(job)
     train, test = job.rows(x[job.split.train]), job.rows(x[job.split.test[order]])
@@ -250,7 +263,7 @@ def compute(job: Job) -> None:
     control = control_numbers(job, train, test, anomalous)
 
     detector = job.build()
-    learned = learn(job, detector, train, evaluator(job, detector, test, anomalous))
+    learned = learn(job, detector, train, evaluator(job, detector, test, anomalous), follow)
 
     started = time.perf_counter()
     scores = scores_of(job, detector, test)
@@ -288,11 +301,15 @@ def compute(job: Job) -> None:
     finish(job, learned, training_scores, numbers)
 
 
-def learn(job: Job, detector: Detector, train: Rows, evaluate: Callable[[], float]) -> Learned:
+def learn(
+    job: Job, detector: Detector, train: Rows, evaluate: Callable[[], float], follow: Follower
+) -> Learned:
     """Train the detector, or take over what another evaluation's run has trained; then what is to be scored."""
     if parallel.processes() == 1 and (twin := twin_of(job)) is not None:
         return take_over(job, detector, twin)
-    learned = job.trainer.learn(detector, train, seed=job.seed, keep=job.folder / KEEP, evaluate=evaluate)
+    learned = job.trainer.learn(
+        detector, train, seed=job.seed, keep=job.folder / KEEP, evaluate=evaluate, tell=follow.tell
+    )
     parallel.leave()
     if job.evaluation["epoch"] == "best_test" and (job.folder / BEST).exists():
         keep_last(job, detector)
@@ -484,14 +501,15 @@ def finish(job: Job, learned: Learned, training_scores: np.ndarray, numbers: dic
     remove(job, *UNFINISHED_ONLY)
 
 
-def give_up(job: Job, error: Exception) -> None:
-    """Record a failed run, with the epochs it had."""
+def give_up(job: Job, error: Exception) -> str:
+    """Record a failed run, with the epochs it had; gives the reason."""
     said = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}"
     failure = {"error": said, "when": now(), "overrides": job.overrides}
     with contextlib.suppress(OSError):  # what went wrong may be the disk
         record.write_json(job.folder / "error.json", failure)
         if (kept := Checkpoint.last(job.folder / KEEP)) is not None:
             record.write_csv(job.folder / "losses.csv", losses_frame(kept.history))
+    return said
 
 
 def now() -> str:

@@ -81,6 +81,7 @@ class Settings:
     seed: int = 0
     deterministic: bool = False
     point: Any = None
+    tracker: Any = None
     runs_dir: str = "runs"
     rerun: bool = False
 

@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "wgan": {"detector", "losses"},
     "detectors": {"rows", "detector", "features", "lars", "losses", "networks", "wgan", "errors"},
     "training": {"training", "detector", "rows", "record", "arguments", "errors"},
+    "tracking": {"record", "training"},
     "report": {"report", "record", "metrics", "errors"},
 }
 """What each room may import of the others."""

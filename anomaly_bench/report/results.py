@@ -23,7 +23,16 @@ NUMBERS = [*(f"{kind}{number}" for kind in KINDS for number in ("mean", "std")),
 CELL = ("data", "protocol", *ROW, "class", "n", "epochs", *NUMBERS)
 """The columns of `table.csv`; those of hindsight only where there is any."""
 
-SHOWN_ELSEWHERE = SWEPT | {"model", "data", "protocol", "evaluation", "experiment", "runs_dir", "rerun"}
+SHOWN_ELSEWHERE = SWEPT | {
+    "model",
+    "data",
+    "protocol",
+    "evaluation",
+    "experiment",
+    "runs_dir",
+    "rerun",
+    "tracker",
+}
 
 NAMED = ("data", "protocol", "model", "seed")
 """What a record has to say to stand in a table."""

@@ -115,6 +115,7 @@ class Trainer:
         seed: int,
         keep: Path | None = None,
         evaluate: Callable[[], float] | None = None,
+        tell: Callable[[list[Epoch]], None] | None = None,
     ) -> "Learned":
         """Train a placed detector on rows of the same device.
 
@@ -123,6 +124,7 @@ class Trainer:
             keep: file to keep the state in after every epoch, or every hundredth of a stage's epochs; if it
                 is there, the run goes on from it.
             evaluate: called every `eval_every` epochs, gives a figure for the history (the test AUROC).
+            tell: called with all epochs so far whenever the state was kept.
 
         Raises:
             DivergedError: a loss became NaN or infinite.
@@ -158,6 +160,8 @@ class Trainer:
                 due = over or (epoch + 1) % max(1, self.epochs(stage) // KEPT) == 0
                 if keep is not None and due and first:
                     state_after(line, over, history, detector, stage, train.device, order).save(keep)
+                    if tell is not None:
+                        tell(history)
                 if over:
                     break
         return Learned(history, walk.seconds + sum(line.seconds for line in history))

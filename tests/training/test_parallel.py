@@ -75,9 +75,12 @@ def test_two_processes_come_to_the_numbers_of_one(tmp_path, monkeypatch, name):
     if name == "ganomaly":
         assert losses[0]["reinit"].max() > 0
     weights, others = (load_file(run / "model.safetensors") for run in (first, second))
+    step = (
+        1e-3 if name == "ae" else 2e-4
+    )  # of Adam, which goes where rounding points if a gradient is nearly 0
     for key, weight in weights.items():
         torch.testing.assert_close(
-            others[key], weight, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+            others[key], weight, rtol=1e-3, atol=step, msg=lambda text, key=key: f"{key}: {text}"
         )
     scores = [pd.read_csv(run / "scores.csv") for run in (first, second)]
     pd.testing.assert_frame_equal(*scores, rtol=1e-3, atol=1e-5)
