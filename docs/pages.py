@@ -131,13 +131,13 @@ def models() -> list[str]:
 def method(name: str, numbers: pd.DataFrame) -> str:
     """The page of one method."""
     path = CONFIGS / "model" / f"{name}.yaml"
-    module, cls = target(name).rsplit(".", 1)
-    source = CHECKOUT / f"{module.replace('.', '/')}.py"
-    said, *further = advice(ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "")
+    module, cls = target(path).rsplit(".", 1)
+    said, *further = advice(docstring(module))
     return "\n".join(
         [
             f"# {name}\n\n{said}\n",
             *further,
+            *inside(path),
             f"## Settings\n\n{code(path)}",
             f"::: {module}.{cls}\n    options:\n      members: false\n      show_root_heading: false\n",
             f"## Numbers\n\n{of_method(name, numbers)}",
@@ -151,13 +151,31 @@ def advice(docstring: str) -> list[str]:
     return [said, *(f"## {title}\n\n{text}\n" for title, text in zip(found[::2], found[1::2], strict=True))]
 
 
-def target(name: str) -> str:
+def docstring(module: str) -> str:
+    """What a module says of itself."""
+    source = CHECKOUT / f"{module.replace('.', '/')}.py"
+    return ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+
+
+def target(path: Path) -> str:
     """The class that a method's config, or the one it is built on, names."""
-    text = (CONFIGS / "model" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
     if found := re.search(r"(?m)^_target_: (\S+)", text):
         return found[1]
     (first,) = re.findall(r"(?m)^defaults:\n  - (\w+)$", text)
-    return target(first)
+    return target(path.with_name(f"{first}.yaml"))
+
+
+def inside(path: Path) -> list[str]:
+    """What is said of the detectors that a method's config puts inside it: links to methods, else all."""
+    text = path.read_text(encoding="utf-8")
+    found = []
+    if names := list(dict.fromkeys(re.findall(r"(?m)^  - (\w+)@\S+$", text))):
+        found.append(f"## What is inside\n\n{', '.join(f'[{name}]({name}.md)' for name in names)}\n")
+    for name in re.findall(r"(?m)^  - /features@features: (\w+)$", text):
+        said, *further = advice(docstring(target(CONFIGS / "features" / f"{name}.yaml").rpartition(".")[0]))
+        found += [f"## Its features\n\n{said}\n", *(f"#{section}" for section in further)]
+    return found
 
 
 def published() -> pd.DataFrame:

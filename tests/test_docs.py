@@ -38,14 +38,20 @@ def test_every_method_has_a_page_with_its_docstring_config_and_class(pages):
 )
 def test_every_method_says_when_to_use_it_and_what_its_traps_are(pages, name):
     page = pages[f"methods/{name}.md"]
-    parts = re.search(
-        r"\n\n## When to use it\n\n(.+?)\n\n## Traps\n\n(.+?)\n\n## Settings\n", page, re.DOTALL
-    )
+    parts = re.search(r"\n\n## When to use it\n\n(.+?)\n\n## Traps\n\n(.+?)\n\n## ", page, re.DOTALL)
     assert parts is not None
     for text in parts.groups():
         assert len(text) >= 80
         assert "\n\n" not in text
     assert not re.search(r"(?m)^(When to use it|Traps):", page)
+
+
+def test_a_method_that_stands_on_another_says_on_what(pages):
+    for name, inside in (("ocsvm_ae", "ae"), ("ssd_if", "e3outlier"), ("ensemble", "vae")):
+        assert "## What is inside\n\n" in pages[f"methods/{name}.md"]
+        assert f"[{inside}]({inside}.md)" in pages[f"methods/{name}.md"]
+    for name in ("pretrained", "pretrained_patches", "pretrained_mahalanobis"):
+        assert "\n### Traps\n" in pages[f"methods/{name}.md"].partition("## Its features\n")[2]
 
 
 def test_numbers_are_those_of_the_results(pages):

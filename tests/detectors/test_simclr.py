@@ -123,6 +123,16 @@ def test_the_score_is_the_likeness_to_the_nearest_times_the_length():
         assert_close(detector.score(x), torch.tensor(expected), atol=1e-5)
 
 
+def test_a_training_image_is_not_its_own_neighbour():
+    detector, train = fitted()
+    with torch.no_grad():
+        z = detector.embed(train)
+        cosines = torch.stack([torch.cosine_similarity(z, one[None]) for one in z]).fill_diagonal_(-1)
+        assert_close(detector.score(train), -cosines.amax(1) * z.norm(dim=1), atol=1e-5)
+        detector.bank = detector.bank[:1]  # there is no other
+        assert_close(detector.score(train[:1]), -z[:1].norm(dim=1), atol=1e-5)
+
+
 def test_views_of_a_score_are_the_same_for_all_and_always():
     detector, _ = fitted()
     x = noise(1, SHAPE, seed=2).expand(4, -1, -1, -1)
