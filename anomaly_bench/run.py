@@ -76,9 +76,9 @@ def run(job: Job) -> None:
             return
         follow = follower(job)
         try:
-            begin(job)
-            parallel.tell(True, job.trainer.device)
             with deterministic(job.values["deterministic"]):
+                begin(job)
+                parallel.tell(True, job.trainer.device)
                 compute(job, follow)
             follow.end()
         except Exception as error:

@@ -1,10 +1,11 @@
-"""Runs that give the same bits again, on a GPU too, at the price of speed."""
+"""Runs that give the same bits again, on a GPU and whatever the number of threads, at the price of speed."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from anomaly_bench.errors import SettingError
 
@@ -18,6 +19,8 @@ FIXED = (":4096:8", ":16:8")
 @contextmanager
 def deterministic(wanted: bool = True) -> Iterator[None]:
     """Inside, torch computes with operations only that give the same bits every time; after it all is as before.
+
+    On the CPU all that computes does so in one thread, since sums are cut up by the number of threads.
 
     Raises:
         SettingError: an operation has no such form on this device, or `CUBLAS_WORKSPACE_CONFIG` forbids it.
@@ -34,11 +37,14 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
     lenient = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn
     chosen = cudnn.deterministic, cudnn.benchmark
+    threads = torch.get_num_threads()
     os.environ.setdefault(WORKSPACE, FIXED[0])
     torch.use_deterministic_algorithms(True)
     cudnn.deterministic, cudnn.benchmark = True, False
+    torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1):
+            yield
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise
@@ -47,6 +53,7 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
             f"deterministic=true: {operation[:200]} has no deterministic form on this device, and is needed"
         ) from error
     finally:
+        torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(enabled, warn_only=lenient)
         cudnn.deterministic, cudnn.benchmark = chosen
         if told is None:

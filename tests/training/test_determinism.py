@@ -29,6 +29,14 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(run, "draw_run", lambda *_: None)
 
 
+@pytest.fixture
+def threads():
+    """A test may change how many there are."""
+    number = torch.get_num_threads()
+    yield
+    torch.set_num_threads(number)
+
+
 def state() -> tuple:
     """What of torch and of the process says how it computes."""
     cudnn = torch.backends.cudnn
@@ -36,7 +44,8 @@ def state() -> tuple:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    return *asked, cudnn.deterministic, cudnn.benchmark, os.environ.get(WORKSPACE)
+    told = os.environ.get(WORKSPACE)
+    return *asked, cudnn.deterministic, cudnn.benchmark, told, torch.get_num_threads()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,21 +64,31 @@ def test_the_same_seed_gives_the_same_bits_whatever_ran_before(kind, tmp_path):
     assert (other / "scores.csv").read_bytes() != kept[0][0]
 
 
-def test_threads_move_the_area_by_little(tmp_path):
-    areas, threads = [], torch.get_num_threads()
-    try:
-        for number in (1, 2):
-            torch.set_num_threads(number)
-            folder = finished(tmp_path / str(number), model="ganomaly", **DIGITS, **KINDS["ganomaly"])
-            areas.append(json.loads((folder / "metrics.json").read_text())["auroc"])
-            assert json.loads((folder / "run.json").read_text())["threads"] == number
-    finally:
-        torch.set_num_threads(threads)
+def test_threads_move_the_area_of_a_short_run_by_little(tmp_path, threads):
+    areas = []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        folder = finished(tmp_path / str(number), model="ganomaly", **DIGITS, **KINDS["ganomaly"])
+        areas.append(json.loads((folder / "metrics.json").read_text())["auroc"])
+        assert json.loads((folder / "run.json").read_text())["threads"] == number
     assert areas[0] == pytest.approx(areas[1], abs=0.002)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_deterministic_run_has_the_same_bits_with_any_number_of_threads(kind, tmp_path, threads):
+    kept = []
+    for number in (1, 3):
+        torch.set_num_threads(number)
+        folder = finished(tmp_path / str(number), model=kind, deterministic="true", **DIGITS, **KINDS[kind])
+        kept.append([(folder / name).read_bytes() for name in ("scores.csv", "model.safetensors")])
+        assert json.loads((folder / "run.json").read_text())["threads"] == 1
+        assert torch.get_num_threads() == number
+    assert kept[0] == kept[1]
+
+
 @pytest.mark.parametrize("kind", ["ganomaly", "deep_svdd"])
-def test_a_deterministic_run_has_the_numbers_of_any_other_on_a_cpu(kind, tmp_path):
+def test_a_deterministic_run_has_the_numbers_of_one_thread_on_a_cpu(kind, tmp_path, threads):
+    torch.set_num_threads(1)
     before = state()
     plain, strict = (
         finished(tmp_path / wanted, model=kind, deterministic=wanted, **DIGITS, **KINDS[kind])
@@ -91,7 +110,7 @@ def test_the_setting_is_hashed_and_its_default_is_not(tmp_path):
 def test_inside_it_holds_and_after_it_all_is_as_before():
     before = state()
     with deterministic():
-        assert state() == (True, False, True, False, FIXED[0])
+        assert state() == (True, False, True, False, FIXED[0], 1)
     assert state() == before
     with pytest.raises(ZeroDivisionError), deterministic():
         raise ZeroDivisionError
