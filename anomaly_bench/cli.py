@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from anomaly_bench import __version__
 from anomaly_bench.errors import SettingError
 
 HERE = Path(__file__).resolve().parent
@@ -50,6 +51,9 @@ def stop(*_: object) -> None:
 def answer(arguments: list[str]) -> int:
     """Do what the arguments say; gives the exit code: 2 for what the user can put right, 1 for a failure."""
     try:
+        if arguments == ["--version"]:
+            print(f"anomaly-bench {__version__}")
+            return 0
         if arguments and arguments[0] in COMMANDS:
             with notices():
                 return COMMANDS[arguments[0]](arguments[1:])

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -467,3 +468,8 @@ def test_a_method_with_a_rule_of_its_own_calls_rows_by_it(bench):
     run = only_run()
     kept = load_file(run / "model.safetensors")
     assert read(run / "metrics.json")["threshold"] == pytest.approx(kept["t"].item())
+
+
+def test_its_version_is_its_own(capsys):
+    assert cli.answer(["--version"]) == 0
+    assert capsys.readouterr().out == f"anomaly-bench {metadata.version('anomaly-bench')}\n"
