@@ -1,12 +1,13 @@
 """The pages of the documentation, made anew at every build from what they are about, so that they cannot drift.
 
-Texts are sections of the README and of CONTRIBUTING.md; a method's page has its docstring, its config and its numbers
-in `results/`; the command reference is what the commands say of themselves.
+Texts are sections of the README and of CONTRIBUTING.md, and the cells of the tutorial; a method's page has its
+docstring, its config and its numbers in `results/`; the command reference is what the commands say of themselves.
 """
 
 import ast
 import contextlib
 import io
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -38,6 +39,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     methods += [{name: f"methods/{name}.md"} for name in models()]
     config.nav = [
         {"Start": "index.md"},
+        {"Tutorial": "tutorial.md"},
         {"Use": "use.md"},
         {"Results": "results.md"},
         {"Protocols and honest evaluation": "evaluation.md"},
@@ -63,6 +65,7 @@ def pages() -> dict[str, str]:
     parts = ["Add a method", "Stages are a generator", "Changes that can move a number", "Style"]
     found = {
         "index.md": f"# anomaly-bench\n\n{readme['']}\n## Start\n\n{readme['Start']}",
+        "tutorial.md": tutorial(),
         "use.md": f"# Use\n\n{readme['Use']}\n## What a run leaves\n\n{readme['What a run leaves']}",
         "results.md": f"# Results\n\n{readme['Results']}\n## All of them\n\n{index_of_results()}",
         "evaluation.md": evaluation(readme["Honest, and as published"]),
@@ -91,6 +94,18 @@ def sections(path: Path) -> dict[str, str]:
     first, *rest = re.split(r"(?m)^## ", text)
     named = {title: body for title, _, body in (part.partition("\n\n") for part in rest)}
     return {"": first.partition("\n\n")[2]} | named
+
+
+def tutorial() -> str:
+    """The cells of the notebook, not what they give."""
+    notebook = json.loads((CHECKOUT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8"))
+    start, *cells = notebook["cells"]
+    told = "This page is the notebook [tutorial.ipynb](tutorial.ipynb), whose tables and pictures show when it runs."
+    parts = [*start["source"], "\n\n", told]
+    for cell in cells:
+        text = "".join(cell["source"])
+        parts += ["\n\n", text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"]
+    return "".join([*parts, "\n"])
 
 
 def index_of_results() -> str:

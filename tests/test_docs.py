@@ -1,6 +1,7 @@
 """The documentation's pages follow from what they are about."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -70,6 +71,20 @@ def test_commands_say_what_they_say_in_a_terminal(pages):
         "geotrans_cifar10",
     ):
         assert word in pages["commands.md"]
+
+
+def test_the_tutorial_is_the_notebook_in_its_order(pages):
+    notebook = json.loads((CHECKOUT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8"))
+    rest = pages["tutorial.md"]
+    assert rest.startswith("# Tutorial\n")
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        before, found, rest = rest.partition(
+            text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```\n"
+        )
+        assert found, text
+        assert len(before.strip().splitlines()) <= 1  # a link to the notebook
+    assert not rest.strip()
 
 
 def test_no_page_links_to_a_file_that_is_not_there(pages):
