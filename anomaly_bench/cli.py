@@ -111,7 +111,9 @@ def launch(arguments: list[str]) -> int:
     dashes_are_not_settings(arguments)
     groups_take_names(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray's jobs run in this folder, by `uv run` too
+    os.environ.setdefault(
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"
+    )  # Ray's jobs run in this folder, by `uv run` too
     sweep = os.environ.setdefault(SWEEP, datetime.now(UTC).strftime("%Y%m%dT%H%M%S-") + str(os.getpid()))
     ConfigStore.instance().store("schema", Settings)
     outcome: dict[str, BaseException] = {}

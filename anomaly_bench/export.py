@@ -182,9 +182,42 @@ def distances(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = N
     return squares.clamp_min(0).sqrt()
 
 
+def bits_of(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bits of finite float32, none of them denormal, as int32, by arithmetic without rounding."""
+    if dtype != torch.int32 or x.dtype != torch.float32:
+        return NotImplemented
+    negative = (x < 0) | (1 / x < 0)  # the latter of -0
+    size, exponent = x.abs(), torch.zeros_like(x)
+    for step in (64, 32, 16, 8, 4, 2, 1):
+        large, small = size >= 2.0**step, size < 2.0 ** (1 - step)
+        size = torch.where(large, size * 2.0**-step, torch.where(small, size * 2.0**step, size))
+        exponent = exponent + step * (large.float() - small.float())
+    magnitude = (exponent + 127).long() * 2**23 + ((size - 1) * 2.0**23).long()
+    magnitude = torch.where(x == 0, 0, magnitude)
+    return torch.where(negative, magnitude - 2**31, magnitude).int()
+
+
+def places(known: Tensor, wanted: Tensor, *, right: bool = False, **_: Any) -> Tensor:
+    """Where in ascending numbers `[..., K]` others `[..., N]` belong."""
+    known, wanted = known.unsqueeze(-2), wanted.unsqueeze(-1)
+    return (known <= wanted if right else known < wanted).sum(-1)
+
+
+def wrapping_sum(
+    x: Tensor, dim: list[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """A sum of int64 modulo 2**64: onnxruntime's own goes by floats, its cumulative one does not."""
+    if x.dtype != torch.int64 or dtype not in (None, torch.int64) or dim is None or len(dim) != 1 or keepdim:
+        return NotImplemented
+    return x.cumsum(dim[0]).select(dim[0], -1)
+
+
 ONNX_LACKS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.linalg_solve_triangular.default: substituted,
     torch.ops.aten.cdist.default: distances,
+    torch.ops.aten.view.dtype: bits_of,
+    torch.ops.aten.searchsorted.Tensor: places,
+    torch.ops.aten.sum.dim_IntList: wrapping_sum,
 }
 
 

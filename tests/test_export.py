@@ -27,8 +27,7 @@ from anomaly_bench.score import score_files
 from anomaly_bench.training.trainer import leave_untrained
 
 DESCEND = {"adgan", "anogan", "wgan_anogan"}
-NOT_BY_TORCH = DESCEND | {"dsebm", "dsebm_r"}  # the slope of the energy
-NOT_BY_ONNX = NOT_BY_TORCH | {"rda", "rda_l1", "rpca"}  # the bits of known rows
+REFUSED = DESCEND | {"dsebm", "dsebm_r"}  # the slope of the energy
 """Models of which no file can be written; all others must export."""
 
 FORMATS = list(SUFFIXES)
@@ -222,6 +221,38 @@ def test_the_command_names_the_file(runs, place, capsys):
 # ------------------------------------------------------------------------------ every method
 
 
+def test_bits_and_places_are_exact_without_the_operators():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(5000, generator=draw) * 10.0 ** torch.randint(-37, 38, (5000,), generator=draw)
+    x = torch.cat(
+        [x[x.isfinite() & (x.abs() > 2e-38)], torch.tensor([0.0, -0.0, 1.0, -2.0, 1.9999999, 1 / 3])]
+    )
+    assert torch.equal(export.bits_of(x, torch.int32), x.view(torch.int32))
+    known = torch.randint(0, 50, (3, 40), generator=draw).sort(1).values
+    wanted = torch.randint(-5, 55, (3, 30), generator=draw)
+    for right in (False, True):
+        assert torch.equal(
+            export.places(known, wanted, right=right), torch.searchsorted(known, wanted, right=right)
+        )
+        assert torch.equal(
+            export.places(known[0], wanted[0], right=right),
+            torch.searchsorted(known[0], wanted[0], right=right),
+        )
+
+
+def test_rows_that_were_learned_are_known_in_a_file_too(tmp_path):
+    trained = toy_run("knn")
+    learned = torch.rand(6, *trained.run["shape"], generator=torch.Generator().manual_seed(5))
+    learned = (255 * learned).round().to(torch.uint8)
+    leave_untrained(trained.detector, FULL.rows(learned, 0.5, 0.5))
+    path = tmp_path / "model.onnx"
+    written(trained, "onnx", path)
+    score, _ = opened(path)
+    expected = trained.detector.score(FULL.rows(learned, 0.5, 0.5).take(torch.arange(6)))
+    assert expected.min() > 0  # a row is not its own neighbour
+    np.testing.assert_allclose(score(learned / 255)[0], expected, rtol=1e-4)
+
+
 def toy_run(name: str) -> Trained:
     """A model of toy size on toys, with what is fitted in closed form, and no epoch."""
     case = Case(lambda shape: built(name, shape), on_rows=name in ON_ROWS)
@@ -238,7 +269,7 @@ def toy_run(name: str) -> Trained:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_method_exports_or_is_known_to_refuse(name, form, tmp_path):
     path = tmp_path / f"model{SUFFIXES[form]}"
-    if name in (NOT_BY_ONNX if form == "onnx" else NOT_BY_TORCH):
+    if name in REFUSED:
         with pytest.raises(SettingError, match=f"model={name} cannot be exported"):
             written(toy_run(name), form, path)
         assert not list(tmp_path.iterdir())

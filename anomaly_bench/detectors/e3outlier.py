@@ -55,6 +55,7 @@ from torch.optim import SGD
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.parts import in_parts
 from anomaly_bench.networks.transformations import Transformations, next_of, random_orders, rounds
 from anomaly_bench.networks.wide_resnet import WideResNet
 
@@ -134,13 +135,11 @@ class E3Outlier(Detector):
             return detached(classification=loss, accuracy=(logits.argmax(1) == t).float().mean())
 
         yield Stage("classifier", rounds(self.epochs, self.kinds), step, (optimizer,), self.batch_size)
-        self.order, self.turn = self.order[:0], self.turn[:0]
+        self.order, self.turn = self.order[:0].clone(), self.turn[:0].clone()
 
     def log_p(self, x: Tensor) -> Tensor:
         """log p_t(x), `[N, K, K]`: what is said of each operation on images `[N, C, S, S]`."""
-        # a graph for any number of images cannot be as many parts
-        split = (x,) if torch.compiler.is_exporting() else x.split(max(1, AT_ONCE // self.kinds))
-        parts = [self.net(self.transform.views(part)) for part in split]
+        parts = [self.net(self.transform.views(part)) for part in in_parts(x, AT_ONCE // self.kinds)]
         return torch.cat(parts).float().log_softmax(1).view(x.shape[0], self.kinds, self.kinds)
 
     def score(self, x: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ from torch.nn.functional import cross_entropy
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.parts import in_parts
 from anomaly_bench.networks.transformations import Transformations, next_of, random_orders, rounds
 from anomaly_bench.networks.wide_resnet import WideResNet
 
@@ -123,7 +124,7 @@ class GeoTrans(Detector):
 
         passes, scorable = rounds(self.epochs, self.kinds), self.score_by == "simple"
         yield Stage("classifier", passes, step, (optimizer,), self.batch_size, scorable=scorable)
-        self.order, self.turn = self.order[:0], self.turn[:0]
+        self.order, self.turn = self.order[:0].clone(), self.turn[:0].clone()
         if self.score_by == "dirichlet":
             self.alpha = self.fitted(train)
 
@@ -137,9 +138,7 @@ class GeoTrans(Detector):
 
     def log_p(self, x: Tensor) -> Tensor:
         """log p_t(x), float64 `[N, T, T]`: what is said of each transformation of images `[N, C, S, S]`."""
-        # a graph for any number of images cannot be as many parts
-        split = (x,) if torch.compiler.is_exporting() else x.split(max(1, AT_ONCE // self.kinds))
-        parts = [self.net(self.transform.views(part)) for part in split]
+        parts = [self.net(self.transform.views(part)) for part in in_parts(x, AT_ONCE // self.kinds)]
         return torch.cat(parts).double().log_softmax(1).view(x.shape[0], self.kinds, self.kinds)
 
     def score(self, x: Tensor) -> Tensor:

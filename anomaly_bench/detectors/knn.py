@@ -36,6 +36,7 @@ from torch.nn.functional import interpolate, normalize
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
 from anomaly_bench.errors import SettingError
 from anomaly_bench.features import stages_of
+from anomaly_bench.networks.parts import in_parts
 from anomaly_bench.rows import fingerprints, of_known_rows
 
 AT_ONCE = 1 << 24
@@ -112,10 +113,10 @@ class KNN(Detector):
         if not len(self.bank):
             return vectors.new_zeros(vectors.shape[:2])
         vectors = vectors - self.centre
-        own = of_known_rows(x, self.known, self.number, self.number.new_full((len(x),), -1))
+        own = of_known_rows(x, self.known, self.number, self.number.new_full(x.shape[:1], -1))
         own = own.repeat_interleave(vectors.shape[1])
-        size = max(1, AT_ONCE // len(self.bank))
-        parts = zip(vectors.flatten(0, 1).split(size), own.split(size), strict=True)
+        size = AT_ONCE // len(self.bank)
+        parts = zip(in_parts(vectors.flatten(0, 1), size), in_parts(own, size), strict=True)
         return torch.cat([self.nearest(part, row) for part, row in parts]).view(vectors.shape[:2])
 
     def nearest(self, vectors: Tensor, own: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ class KNN(Detector):
         distances = self.distances(x, found)
         if found.dim() == 2:
             return Explanation(distances[:, 0], features=found)
-        coarse = distances.view(len(x), 1, *found.shape[2:])
+        coarse = distances.view(x.shape[0], 1, *found.shape[2:])
         shown = interpolate(coarse, x.shape[2:], mode="bilinear", antialias=True)[:, 0]
         return Explanation(distances.amax(1), shown, features=found.mean((2, 3)))
 

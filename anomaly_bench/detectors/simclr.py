@@ -167,9 +167,9 @@ class SimCLR(Detector):
         if not len(self.draws):
             return self.head(self.features(x)).float()
         area = self.resize_factor, self.resize_factor
-        total = torch.zeros(len(x), self.simclr_dim, device=x.device)
+        total = torch.zeros(x.shape[0], self.simclr_dim, device=x.device)
         for draws in self.draws:
-            view = augment(x, draws.expand(len(x), -1), flip=False, area=area)
+            view = augment(x, draws.expand(x.shape[0], -1), flip=False, area=area)
             total += self.head(self.features(view)).float()
         return total / len(self.draws)
 

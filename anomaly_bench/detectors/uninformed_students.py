@@ -60,6 +60,7 @@ from torchvision.models import resnet18
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.parts import in_parts
 from anomaly_bench.networks.patch import PatchNetwork, moved, patches_at, random_pixels, varied
 
 HELD_OUT = 10
@@ -286,7 +287,7 @@ class UninformedStudents(Detector):
     def explain(self, x: Tensor) -> Explanation:
         """Score, and the map of equation (12)."""
         parts = [
-            torch.stack([scale(part) for scale in self.scales]).mean(0) for part in x.split(self.at_once)
+            torch.stack([scale(part) for scale in self.scales]).mean(0) for part in in_parts(x, self.at_once)
         ]
         maps = torch.cat(parts)
         flat = maps.flatten(1)

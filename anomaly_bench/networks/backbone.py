@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.parts import in_parts
 
 AT_ONCE = 64
 """Images that are in the network at once."""
@@ -103,7 +104,7 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pooled features `[N, D]` of images `[N, C, H, W]`, or maps `[N, D, h, w]`, those of all layers as one."""
-        return torch.cat([self.of_some(part) for part in x.split(AT_ONCE)])
+        return torch.cat([self.of_some(part) for part in in_parts(x, AT_ONCE)])
 
     def of_some(self, x: Tensor) -> Tensor:
         """The same, of no more than fit in at once."""
