@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import difflib
 import io
 import logging
 import os
@@ -10,29 +9,30 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from anomaly_bench import __version__
+from anomaly_bench import __version__, jobs
 from anomaly_bench.errors import SettingError
-
-HERE = Path(__file__).resolve().parent
-CONFIGS = next(path for path in (HERE / "configs", HERE.parent / "configs") if path.is_dir())
-"""The configs in the wheel, else those of the checkout."""
+from anomaly_bench.jobs import SWEEP, SweepTable, begin_note, leave_note, print_sweep
+from anomaly_bench.places import CONFIGS
+from anomaly_bench.refusals import (
+    DEBUG,
+    dashes_are_not_settings,
+    explained,
+    groups_take_names,
+    one_line,
+    reason,
+    refuse,
+)
 
 GROUPS = {"models": "model", "data": "data", "protocols": "protocol", "experiments": "experiment"}
-DEBUG = "ANOMALY_BENCH_DEBUG"
-SWEEP = "ANOMALY_BENCH_SWEEP"
-EXTRAS = ("joblib", "slurm", "optuna")
 FOUND = 3
 """Exit code of `score --fail-on-anomaly` that found one."""
 
 log = logging.getLogger("anomaly_bench")
-
-UNWRITTEN: list[dict[str, Any]] = []
-"""What this process could not note of a sweep's jobs, as on a full disk."""
 
 
 def main() -> None:
@@ -72,19 +72,6 @@ def answer(arguments: list[str]) -> int:
             return 1
         refuse(f"unexpected {type(error).__name__}: {one_line(error)} ({DEBUG}=1 shows where)")
         return 1
-
-
-def refuse(line: str) -> int:
-    """One line on standard error, and exit code 2."""
-    if os.environ.get(DEBUG) == "1" and sys.exc_info()[0]:
-        traceback.print_exc()
-    print(f"anomaly-bench: {line}", file=sys.stderr)
-    return 2
-
-
-def one_line(error: BaseException | str) -> str:
-    """A message without its line breaks."""
-    return " ".join(str(error).split())
 
 
 @contextlib.contextmanager
@@ -141,8 +128,8 @@ def task_anywhere(settings: Any, outcome: dict[str, BaseException], sweep: str, 
     """
     os.environ[SWEEP] = sweep  # a process on another machine has not this one's environment
     objective = task(settings, outcome)
-    if UNWRITTEN and os.getpid() != home:
-        raise OSError(UNWRITTEN.pop().get("error", "no note of its end could be written"))
+    if jobs.UNWRITTEN and os.getpid() != home:
+        raise OSError(jobs.UNWRITTEN.pop().get("error", "no note of its end could be written"))
     return objective
 
 
@@ -214,225 +201,6 @@ def objective_of(folder: Path) -> float | None:
     from anomaly_bench.record import read_json
 
     return read_json(folder / "metrics.json").get("auroc_validation")
-
-
-def notes_of_sweep(runs_dir: str) -> Path:
-    """Where the jobs of this sweep say how they ended."""
-    return Path(runs_dir) / ".sweeps" / os.environ[SWEEP]
-
-
-def begin_note(runs_dir: str, number: int, overrides: list[str]) -> None:
-    """Say that job `number` of this sweep has begun, so that it is missed if it never says how it ended."""
-    from anomaly_bench.record import write_json
-
-    with contextlib.suppress(OSError):  # the note of its end is tried all the same
-        write_json(notes_of_sweep(runs_dir) / f"{number}.json", {"overrides": overrides, "begun": True})
-
-
-def leave_note(runs_dir: str, number: int, note: dict[str, Any]) -> None:
-    """Say how job `number` of this sweep ended.
-
-    The note has its `overrides`, its `folder` if known, its `objective` if it has one, the `error` if there was one.
-
-    A failed job without a folder, or killed in its own, has `error.json` in a folder for that, until it is well.
-    """
-    from anomaly_bench.record import write_json
-
-    substitute = folder_without_run(runs_dir, note["overrides"])
-    try:
-        if "error" in note:
-            log.error("failed: %s: %s", " ".join(note["overrides"]), note["error"])
-            folder = Path(note.get("folder", substitute))
-            if not (folder / "error.json").exists():
-                write_json(folder / "error.json", {key: note[key] for key in ("error", "overrides")})
-        elif substitute.exists():
-            (substitute / "error.json").unlink(missing_ok=True)
-            substitute.rmdir()
-        write_json(notes_of_sweep(runs_dir) / f"{number}.json", note)
-    except (OSError, ValueError) as error:
-        log.error("no note of that could be written: %s", error)
-        UNWRITTEN.append(note)
-
-
-def folder_without_run(runs_dir: str, overrides: Sequence[str]) -> Path:
-    """Where the failure of a job is recorded that has no run's folder; the same job has the same."""
-    from anomaly_bench.record import settings_hash
-
-    told = sorted(text for text in overrides if text.split(".")[0] != "hydra")
-    return Path(runs_dir) / f"failed-{settings_hash({'overrides': told})}"
-
-
-class SweepTable:
-    """A Hydra callback: at the end of a sweep, its table; a failed job makes the exit code 1."""
-
-    begun: Any = None
-    """The config of the sweep that this process has begun and not ended."""
-
-    def on_multirun_start(self, config: Any, **_: Any) -> None:
-        """Remember the sweep: a launcher that breaks off ends it without `on_multirun_end`.
-
-        A sweeper that chooses is refused here where it has nothing to choose by, and a sweep of torchrun's.
-        """
-        if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
-            sys.exit(
-                refuse("torchrun: it takes one run, not a sweep; hydra/launcher= spreads the jobs of a sweep")
-            )
-        if "optuna" in str(config.hydra.sweeper.get("_target_")) and config.evaluation.validation is None:
-            sweeper = config.hydra.runtime.choices["hydra/sweeper"]
-            line = f"hydra/sweeper={sweeper}: test rows choose nothing; evaluation.validation=0.1 holds rows out for it"
-            sys.exit(refuse(f"{line}, and evaluation.validation_class=CLASS says whose are the anomalies"))
-        SweepTable.begun = config
-
-    def on_multirun_end(self, config: Any, **_: Any) -> None:
-        """Print the table of this sweep's runs, and those that failed."""
-        if print_sweep(config):
-            sys.exit(1)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("on_"):
-            return lambda **_: None
-        raise AttributeError(name)
-
-
-def print_sweep(config: Any, broken: str | None = None) -> bool:
-    """Print the table of a sweep's runs and what failed; gives whether anything did.
-
-    A job that has begun and left no note of its end was killed, or still runs on another machine where the launcher
-    has broken off. It has failed until it says that it is well.
-
-    Args:
-        broken: why the launcher gave up, if it did.
-    """
-    from anomaly_bench.record import read_json, read_records
-    from anomaly_bench.report.tables import text_of
-
-    notes, told = UNWRITTEN[:], [note["overrides"] for note in UNWRITTEN]
-    for path in notes_of_sweep(config.runs_dir).glob("*.json"):
-        note = read_json(path)
-        if not note or note["overrides"] in told:
-            continue
-        if note.pop("begun", False):
-            note["error"] = "its process left no word of its end: killed (out of memory? out of time?)"
-            leave_note(config.runs_dir, int(path.stem), note)
-        notes.append(note)
-    records = [found for note in notes if "folder" in note for found in read_records(note["folder"])]
-    if any(record.status == "finished" for record in records):
-        print(text_of(records, config.hydra.runtime.choices.get("experiment")))
-    failed = [f"{' '.join(note['overrides'])}: {note['error']}" for note in notes if "error" in note]
-    if broken:
-        failed.append(broken)
-    for line in failed:
-        print(f"failed: {line}")
-    return bool(failed)
-
-
-# ------------------------------------------------------------------------------ error messages
-
-
-def dashes_are_not_settings(arguments: Sequence[str]) -> None:
-    """`--model x` is a frequent slip."""
-    known = {*os.listdir(CONFIGS), "seed", "abnormal_class", "normal_class", "runs_dir", "rerun"}  # noqa: PTH208
-    for argument in arguments:
-        word = argument.lstrip("-").split("=")[0]
-        if argument.startswith("--") and word.split(".")[0] in known:
-            raise SettingError(f"{argument}: settings have no dashes; write {word}=VALUE")
-
-
-def groups_take_names(arguments: Sequence[str]) -> None:
-    """Refuse `model=1.5` and the like: a group takes the name of a file."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
-    for argument in arguments:
-        group = argument.partition("=")[0]
-        if group == "experiment" or not (CONFIGS / group).is_dir() or argument == group:
-            continue
-        try:
-            value = OverridesParser.create().parse_override(argument).value()
-        except OverrideParseException:
-            continue  # which Hydra tells of
-        if value is None or isinstance(value, bool | int | float | list | dict):
-            names = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
-            raise SettingError(f"{argument}: a name is needed; there are {', '.join(names)}")
-
-
-def refusal_in(error: BaseException | None) -> SettingError | None:
-    """The SettingError that an error was made from, if it was."""
-    while error is not None:
-        if isinstance(error, SettingError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def explained(error: Exception, arguments: Sequence[str]) -> str | None:
-    """One line for what Hydra and OmegaConf refuse; None for any other error."""
-    from hydra.errors import (
-        HydraException,
-        InstantiationException,
-        MissingConfigException,
-        OverrideParseException,
-    )
-    from omegaconf.errors import OmegaConfBaseException
-
-    if (refusal := refusal_in(error)) is not None:
-        return str(refusal)
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, wanted = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={wanted}: there is none; allowed are {', '.join(sorted(error.options))}"
-    if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override}: cannot be read; a value with other signs than letters, digits and _ . / - needs "
-            "quotes within quotes, as in 'data.root=\"a b\"'"
-        )
-    if isinstance(error, InstantiationException):
-        return one_line(error)
-    if missing := re.search(
-        r"Unknown plugin class : 'hydra_plugins\.hydra_(\w+)_(launcher|sweeper)\.", str(error)
-    ):
-        extra = {"submitit": "slurm"}.get(missing[1], missing[1])
-        plugin = f"hydra-{missing[1]}-{missing[2]}".replace("_", "-")
-        what = f"anomaly-bench[{extra}]" if extra in EXTRAS else plugin
-        return f"hydra/{missing[2]}: {plugin} is not installed: pip install {what}"
-    if not isinstance(error, HydraException | OmegaConfBaseException):
-        return None
-    if unknown := re.search(r"Could not override '(.+?)'", str(error)):
-        return f"{unknown[1]}: no such setting{did_you_mean(unknown[1], arguments)}"
-    reason = str(error.__cause__ or "").partition("\n")[0]
-    return f"{one_line(error)}: {reason}" if reason else one_line(error)
-
-
-def reason(error: Exception, overrides: Sequence[str]) -> str:
-    """Why a job of a sweep failed, in a line."""
-    return explained(error, overrides) or one_line(f"{type(error).__name__}: {error}")
-
-
-def did_you_mean(wanted: str, arguments: Sequence[str]) -> str:
-    """The keys there are that come closest."""
-    close = difflib.get_close_matches(wanted, known_keys(arguments), n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else "; --cfg job shows all there are"
-
-
-def known_keys(arguments: Sequence[str]) -> list[str]:
-    """Every key of the config that the groups among the arguments compose."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
-    pairs = [argument.partition("=") for argument in arguments if "=" in argument]
-    choices = [f"{group}={name}" for group, _, name in pairs if (CONFIGS / group / f"{name}.yaml").is_file()]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        settings = compose("config", choices)
-    return list(paths_in(OmegaConf.to_container(settings)))
-
-
-def paths_in(values: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted names of nested values."""
-    for key, value in values.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from paths_in(value, f"{prefix}{key}.")
 
 
 # ------------------------------------------------------------------------------ subcommands

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from anomaly_bench import record
 from anomaly_bench.arguments import MOST, check_arguments
-from anomaly_bench.cli import CONFIGS
 from anomaly_bench.data import shared
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.scaling import Scaler, fit_scaler
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
+from anomaly_bench.places import CONFIGS
 from anomaly_bench.protocols import Split
 from anomaly_bench.rows import Rows
 from anomaly_bench.schema import Settings

@@ -58,8 +58,8 @@ def load(config: dict[str, Any]) -> str | None:
     from hydra.core.utils import setup_globals
     from omegaconf import OmegaConf
 
-    from anomaly_bench.cli import reason
     from anomaly_bench.compose import share_data
+    from anomaly_bench.refusals import reason
 
     setup_globals()
     try:
@@ -78,7 +78,9 @@ def run(config: dict[str, Any]) -> str | None:
     from hydra.types import HydraContext
     from omegaconf import OmegaConf
 
-    from anomaly_bench.cli import UNWRITTEN, reason, task
+    from anomaly_bench.cli import task
+    from anomaly_bench.jobs import UNWRITTEN
+    from anomaly_bench.refusals import reason
 
     version.setbase("1.3")
     setup_globals()
@@ -119,7 +121,7 @@ def told(overrides: list[str], answer: Callable[[], dict[str, Any]]) -> dict[str
     """The answer, or why there is none."""
     from hydra import version
 
-    from anomaly_bench.cli import reason
+    from anomaly_bench.refusals import reason
 
     version.setbase("1.3")
     try:

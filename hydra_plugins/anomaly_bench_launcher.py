@@ -82,7 +82,7 @@ class SideBySide(Launcher):
         from tqdm import tqdm
         from tqdm.contrib.logging import logging_redirect_tqdm
 
-        from anomaly_bench.cli import leave_note
+        from anomaly_bench.jobs import leave_note
 
         with logging_redirect_tqdm(), tqdm(total=number, unit=" jobs", disable=None) as bar:
             for job, error in pool.run(map(job_of, configs)):
@@ -93,7 +93,7 @@ class SideBySide(Launcher):
 
     def objective(self, number: int) -> float | None:
         """What a job on a worker came to, as its note says."""
-        from anomaly_bench.cli import notes_of_sweep
+        from anomaly_bench.jobs import notes_of_sweep
         from anomaly_bench.record import read_json
 
         return read_json(notes_of_sweep(self.config.runs_dir) / f"{number}.json").get("objective")

@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-from anomaly_bench import cli, record
-from anomaly_bench.cli import answer, leave_note
+from anomaly_bench import cli, jobs, record
+from anomaly_bench.cli import answer
+from anomaly_bench.jobs import leave_note
 
 TINY = [
     *("data=digits", "data.limit=150", "data.image_size=16"),
@@ -197,7 +198,7 @@ def test_a_disk_without_room_for_notes_is_told_at_the_end(bench, monkeypatch, ca
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli, "UNWRITTEN", [])
+    monkeypatch.setattr(jobs, "UNWRITTEN", [])
     monkeypatch.setattr(record, "replacing", full)
     code, out, _ = bench("-m", "model=ganomaly", *TINY, "abnormal_class=0,77", "hydra.launcher.n_jobs=1")
     assert code == 1

@@ -6,7 +6,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from anomaly_bench.cli import CONFIGS, answer
+from anomaly_bench.cli import answer
+from anomaly_bench.places import CONFIGS
 from anomaly_bench.report.printed import printed
 from anomaly_bench.schema import Settings
 

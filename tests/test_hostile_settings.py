@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from anomaly_bench import cli
+from anomaly_bench import cli, refusals
 from anomaly_bench import run as runs
 from anomaly_bench.arguments import is_of
 from anomaly_bench.compose import compose
@@ -102,7 +102,7 @@ def test_any_value_of_any_setting_is_taken_or_refused_in_a_line(composed, tmp_pa
         job = compose(settings, names, [f"{key}={value}"])
         runs.check_that_it_builds(job)
     except (SettingError, HydraException, OmegaConfBaseException) as error:
-        line = cli.explained(error, [])
+        line = refusals.explained(error, [])
         assert line
         assert key.rpartition(".")[2] in line or key.partition(".")[0] in line
     else:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from anomaly_bench import cli
+from anomaly_bench import cli, jobs
 
 CHECKOUT = Path(__file__).parents[1]
 PLUGINS = {"local_joblib": "joblib", "local_submitit": "submitit", "slurm": "submitit", "local_ray": "ray"}
@@ -154,35 +154,35 @@ def sweep(tmp_path, monkeypatch):
 
 
 def test_a_job_that_left_no_word_has_failed_until_it_says_otherwise(sweep, tmp_path, capsys):
-    cli.begin_note(str(tmp_path), 0, ["seed=0"])
-    cli.begin_note(str(tmp_path), 1, ["seed=1"])
-    cli.leave_note(str(tmp_path), 1, {"overrides": ["seed=1"], "folder": str(tmp_path / "run")})
-    assert cli.print_sweep(sweep, "the launcher: it died")
+    jobs.begin_note(str(tmp_path), 0, ["seed=0"])
+    jobs.begin_note(str(tmp_path), 1, ["seed=1"])
+    jobs.leave_note(str(tmp_path), 1, {"overrides": ["seed=1"], "folder": str(tmp_path / "run")})
+    assert jobs.print_sweep(sweep, "the launcher: it died")
     out = capsys.readouterr().out.splitlines()
     assert [line.partition(": its")[0] for line in out] == ["failed: seed=0", "failed: the launcher: it died"]
     (recorded,) = tmp_path.glob("failed-*/error.json")
     assert read(recorded)["overrides"] == ["seed=0"]
-    cli.leave_note(str(tmp_path), 0, {"overrides": ["seed=0"], "folder": str(tmp_path / "run")})
+    jobs.leave_note(str(tmp_path), 0, {"overrides": ["seed=0"], "folder": str(tmp_path / "run")})
     assert not recorded.exists()
-    assert not cli.print_sweep(sweep)
+    assert not jobs.print_sweep(sweep)
 
 
 def test_a_job_whose_end_could_not_be_noted_is_told_once(sweep, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "UNWRITTEN", [{"overrides": ["seed=0"], "error": "No space left on device"}])
-    cli.begin_note(str(tmp_path), 0, ["seed=0"])
-    assert cli.print_sweep(sweep)
+    monkeypatch.setattr(jobs, "UNWRITTEN", [{"overrides": ["seed=0"], "error": "No space left on device"}])
+    jobs.begin_note(str(tmp_path), 0, ["seed=0"])
+    assert jobs.print_sweep(sweep)
     assert capsys.readouterr().out == "failed: seed=0: No space left on device\n"
 
 
 def test_a_note_that_another_process_could_not_write_comes_back_as_an_error(monkeypatch):
-    monkeypatch.setattr(cli, "UNWRITTEN", [])
-    monkeypatch.setattr(cli, "task", lambda *_: cli.UNWRITTEN.append({"error": "No space left on device"}))
+    monkeypatch.setattr(jobs, "UNWRITTEN", [])
+    monkeypatch.setattr(cli, "task", lambda *_: jobs.UNWRITTEN.append({"error": "No space left on device"}))
     cli.task_anywhere(None, {}, "one", os.getpid())  # here it is read at the end
-    assert len(cli.UNWRITTEN) == 1
+    assert len(jobs.UNWRITTEN) == 1
     with pytest.raises(OSError, match="No space left"):
         cli.task_anywhere(None, {}, "one", os.getpid() + 1)
     monkeypatch.setattr(cli, "task", lambda *_: os.environ["ANOMALY_BENCH_SWEEP"])
-    monkeypatch.setattr(cli, "UNWRITTEN", [])
+    monkeypatch.setattr(jobs, "UNWRITTEN", [])
     monkeypatch.setenv("ANOMALY_BENCH_SWEEP", "of another machine's own")
     assert cli.task_anywhere(None, {}, "one", 0) == "one"
 

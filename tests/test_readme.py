@@ -11,7 +11,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from sklearn.datasets import load_digits
 
-from anomaly_bench.cli import SWEEP, answer
+from anomaly_bench.cli import answer
+from anomaly_bench.jobs import SWEEP
 
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")

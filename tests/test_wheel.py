@@ -123,7 +123,7 @@ def test_every_dependency_has_a_tested_version():
 
 
 def test_the_installed_package_is_the_one_imported(installed):
-    program = "import anomaly_bench, anomaly_bench.cli as cli; print(anomaly_bench.__file__, cli.CONFIGS, sep='\\n')"
+    program = "from anomaly_bench import __file__, places; print(__file__, places.CONFIGS, sep='\\n')"
     for path in installed("python", "-c", program).splitlines():
         assert Path(path).is_relative_to(installed.environment)
 

@@ -1,0 +1,134 @@
+"""What is said of settings that cannot be taken, and of errors: one line that names what was typed."""
+
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from anomaly_bench.errors import SettingError
+from anomaly_bench.places import CONFIGS
+
+DEBUG = "ANOMALY_BENCH_DEBUG"
+EXTRAS = ("joblib", "slurm", "optuna")
+
+
+def refuse(line: str) -> int:
+    """One line on standard error, and exit code 2."""
+    if os.environ.get(DEBUG) == "1" and sys.exc_info()[0]:
+        traceback.print_exc()
+    print(f"anomaly-bench: {line}", file=sys.stderr)
+    return 2
+
+
+def one_line(error: BaseException | str) -> str:
+    """A message without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def dashes_are_not_settings(arguments: Sequence[str]) -> None:
+    """`--model x` is a frequent slip."""
+    known = {*os.listdir(CONFIGS), "seed", "abnormal_class", "normal_class", "runs_dir", "rerun"}  # noqa: PTH208
+    for argument in arguments:
+        word = argument.lstrip("-").split("=")[0]
+        if argument.startswith("--") and word.split(".")[0] in known:
+            raise SettingError(f"{argument}: settings have no dashes; write {word}=VALUE")
+
+
+def groups_take_names(arguments: Sequence[str]) -> None:
+    """Refuse `model=1.5` and the like: a group takes the name of a file."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    for argument in arguments:
+        group = argument.partition("=")[0]
+        if group == "experiment" or not (CONFIGS / group).is_dir() or argument == group:
+            continue
+        try:
+            value = OverridesParser.create().parse_override(argument).value()
+        except OverrideParseException:
+            continue  # which Hydra tells of
+        if value is None or isinstance(value, bool | int | float | list | dict):
+            names = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+            raise SettingError(f"{argument}: a name is needed; there are {', '.join(names)}")
+
+
+def refusal_in(error: BaseException | None) -> SettingError | None:
+    """The SettingError that an error was made from, if it was."""
+    while error is not None:
+        if isinstance(error, SettingError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def explained(error: Exception, arguments: Sequence[str]) -> str | None:
+    """One line for what Hydra and OmegaConf refuse; None for any other error."""
+    from hydra.errors import (
+        HydraException,
+        InstantiationException,
+        MissingConfigException,
+        OverrideParseException,
+    )
+    from omegaconf.errors import OmegaConfBaseException
+
+    if (refusal := refusal_in(error)) is not None:
+        return str(refusal)
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, wanted = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={wanted}: there is none; allowed are {', '.join(sorted(error.options))}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: cannot be read; a value with other signs than letters, digits and _ . / - needs "
+            "quotes within quotes, as in 'data.root=\"a b\"'"
+        )
+    if isinstance(error, InstantiationException):
+        return one_line(error)
+    if missing := re.search(
+        r"Unknown plugin class : 'hydra_plugins\.hydra_(\w+)_(launcher|sweeper)\.", str(error)
+    ):
+        extra = {"submitit": "slurm"}.get(missing[1], missing[1])
+        plugin = f"hydra-{missing[1]}-{missing[2]}".replace("_", "-")
+        what = f"anomaly-bench[{extra}]" if extra in EXTRAS else plugin
+        return f"hydra/{missing[2]}: {plugin} is not installed: pip install {what}"
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    if unknown := re.search(r"Could not override '(.+?)'", str(error)):
+        return f"{unknown[1]}: no such setting{did_you_mean(unknown[1], arguments)}"
+    reason = str(error.__cause__ or "").partition("\n")[0]
+    return f"{one_line(error)}: {reason}" if reason else one_line(error)
+
+
+def reason(error: Exception, overrides: Sequence[str]) -> str:
+    """Why a job of a sweep failed, in a line."""
+    return explained(error, overrides) or one_line(f"{type(error).__name__}: {error}")
+
+
+def did_you_mean(wanted: str, arguments: Sequence[str]) -> str:
+    """The keys there are that come closest."""
+    close = difflib.get_close_matches(wanted, known_keys(arguments), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else "; --cfg job shows all there are"
+
+
+def known_keys(arguments: Sequence[str]) -> list[str]:
+    """Every key of the config that the groups among the arguments compose."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    pairs = [argument.partition("=") for argument in arguments if "=" in argument]
+    choices = [f"{group}={name}" for group, _, name in pairs if (CONFIGS / group / f"{name}.yaml").is_file()]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        settings = compose("config", choices)
+    return list(paths_in(OmegaConf.to_container(settings)))
+
+
+def paths_in(values: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of nested values."""
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from paths_in(value, f"{prefix}{key}.")
