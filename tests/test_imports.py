@@ -47,6 +47,7 @@ AT_THE_END = {
     "compose",
     "estimator",
     "export",
+    "provenance",
     "recommend",
     "run",
     "score",
