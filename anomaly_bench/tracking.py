@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
+from filelock import FileLock
 
 from anomaly_bench import record
 from anomaly_bench.training.checkpoint import Epoch
@@ -85,15 +86,16 @@ class MLflow:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
-        local = uri if "://" in uri else Path(uri).resolve().as_uri()
-        self.client = MlflowClient(tracking_uri=local)
+        folder = None if "://" in uri else Path(uri).resolve()
+        self.client = MlflowClient(tracking_uri=uri if folder is None else folder.as_uri())
         self.metric = Metric
         if id is not None:
             self.id = id
             self.client.update_run(id, "RUNNING")
             return
-        found = self.client.get_experiment_by_name(experiment)
-        where = self.client.create_experiment(experiment) if found is None else found.experiment_id
+        with alone(folder):
+            found = self.client.get_experiment_by_name(experiment)
+            where = self.client.create_experiment(experiment) if found is None else found.experiment_id
         self.id = self.client.create_run(where, run_name=name).info.run_id
         params = [Param(key, str(value)[:500]) for key, value in flat(settings)]
         for first in range(0, len(params), 100):  # of so many at a time
@@ -152,6 +154,17 @@ class WandB:
         """The results as the run's summary."""
         self.run.summary.update(dict(numbers) | ({} if error is None else {"error": error}))
         self.run.finish(exit_code=0 if error is None else 1)
+
+
+@contextmanager
+def alone(folder: Path | None) -> Iterator[None]:
+    """Without another job of a sweep that makes the same experiment in a folder; a server sees to that itself."""
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        yield
 
 
 def as_code(value: Any) -> str:

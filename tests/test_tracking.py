@@ -3,7 +3,9 @@
 import functools
 import json
 import sys
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -214,6 +216,25 @@ def test_mlflow_has_settings_curves_and_results(tmp_path, monkeypatch):
         for step, value in enumerate(pd.read_csv(folder / "losses.csv")["reconstruction"], 1)
     ]
     assert run.data.metrics["result/auroc"] == json.loads((folder / "metrics.json").read_text())["auroc"]
+
+
+def test_jobs_that_begin_at_once_share_an_mlflow_experiment(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    named = {"uri": str(tmp_path), "experiment": "ours", "name": "a run", "settings": {}, "id": None}
+    looked = mlflow.MlflowClient.get_experiment_by_name
+
+    def look_slowly(self, name):
+        found = looked(self, name)
+        time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", look_slowly)
+    with ThreadPoolExecutor(3) as pool:
+        ids = {tracker.id for tracker in pool.map(lambda _: tracking.MLflow(**named), range(3))}
+    client = mlflow.MlflowClient(tmp_path.as_uri())
+    (experiment,) = [one for one in client.search_experiments() if one.name == "ours"]
+    assert {run.info.run_id for run in client.search_runs([experiment.experiment_id])} == ids
 
 
 def test_mlflow_says_that_a_run_failed_and_goes_on_with_it(tmp_path, monkeypatch):
