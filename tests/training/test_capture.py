@@ -74,10 +74,9 @@ def looks(detector: Odd, x: Tensor) -> Tensor:
     return x.new_tensor(2.0) if x.sum().item() > 0 else x.new_tensor(1.0)
 
 
-@pytest.mark.parametrize("build", [ganomaly, f_anogan])
-def test_a_replayed_step_gives_the_same_bits(build: Callable[[], Detector]) -> None:
-    expected, _ = learned(build, compile="off")
-    state, history = learned(build, compile="graph", gemm=False)
+def test_a_replayed_step_gives_the_same_bits() -> None:  # every method: test_conformance.py
+    expected, _ = learned(ganomaly, compile="off")
+    state, history = learned(ganomaly, compile="graph", gemm=False)
     assert {line.step for line in history} == {"graph"}
     assert all(torch.equal(state[name], x) for name, x in expected.items())
 
