@@ -30,6 +30,9 @@ from anomaly_bench.report.notes import source
 from anomaly_bench.report.results import Line, span
 from anomaly_bench.report.tables import write_report
 
+MOST_EPOCHS = 1000
+"""Lines of a run's `losses.csv` that are kept, evenly spaced; there may be one more."""
+
 INDEX = "<!-- What follows is written by scripts/publish.py, from the records. -->\n"
 
 
@@ -56,14 +59,22 @@ def copy_records(runs_dir: Path, target: Path, conditions: dict[str, str]) -> No
     for record in chosen:
         place = target / "records" / record.folder.name
         place.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.json", "losses.csv"):
-            shutil.copyfile(record.folder / name, place / name)
+        shutil.copyfile(record.folder / "metrics.json", place / "metrics.json")
+        write_text(place / "losses.csv", thinned((record.folder / "losses.csv").read_text(encoding="utf-8")))
         settings = re.sub(r"(?m)^(  root|runs_dir): .*$", r"\1: null", record.config)
         write_text(place / "config.yaml", settings)
         overrides = [
             re.sub(r"^(data\.root|runs_dir)=.*", r"\1=FOLDER", text) for text in record.run["overrides"]
         ]
         write_json(place / "run.json", record.run | {"overrides": overrides})
+
+
+def thinned(losses: str) -> str:
+    """The lines of a `losses.csv`; of more than `MOST_EPOCHS` only every second, third and so on, and the last."""
+    header, *lines = losses.splitlines(keepends=True)
+    step = -(-len(lines) // MOST_EPOCHS) or 1
+    kept = lines[step - 1 :: step]
+    return "".join([header, *kept, *(lines[-1:] if len(lines) % step else [])])
 
 
 def fits(record: Record, conditions: dict[str, str]) -> bool:

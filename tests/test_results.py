@@ -1,8 +1,10 @@
 """Every figure in results/ follows from the records beside it."""
 
 import contextlib
+import re
 import runpy
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -53,7 +55,7 @@ def test_the_index_has_every_result(again):
             assert part in row
         if "no paper's number to compare with" not in row:
             assert "on average" in row
-            assert "reached (seeds: 1; epochs: " in row
+            assert re.search(r"reached \(seeds: \d+; epochs: ", row)
 
 
 def test_the_index_is_written_below_what_people_wrote(tmp_path):
@@ -98,3 +100,16 @@ def test_a_benchmark_s_table_is_what_its_samples_give(path, monkeypatch):
     from bench_table import table
 
     assert path.with_suffix(".md").read_text(encoding="utf-8") == table(read_json(path))
+
+
+def test_of_many_epochs_every_so_many_are_kept_and_the_last():
+    thinned, most = PUBLISH["thinned"], PUBLISH["MOST_EPOCHS"]
+    for epochs in (0, 1, most, most + 1, 2 * most + 1, 20 * most):
+        lines = [f"{epoch}\n" for epoch in range(1, epochs + 1)]
+        kept = thinned("epoch\n" + "".join(lines)).splitlines(keepends=True)
+        assert kept[0] == "epoch\n"
+        assert kept[1:] == sorted(set(kept[1:]), key=int)
+        assert len(kept) <= most + 2
+        assert kept[1:] == lines if epochs <= most else kept[-1] == lines[-1]
+        steps = {int(b) - int(a) for a, b in pairwise(kept[1:-1])}
+        assert len(steps) <= 1

@@ -79,7 +79,8 @@ class Forest(nn.Module):
             value = x.t()[self.feature.gather(1, node), torch.arange(x.shape[0], device=x.device)]
             goes_left = value <= self.threshold.gather(1, node)
             node = torch.where(goes_left, self.left.gather(1, node), self.right.gather(1, node))
-        return torch.exp2(-self.length.gather(1, node).mean(0) / self.normal_length)
+        depth = self.length.gather(1, node).double().mean(0)  # in float32 the place in a batch rounds
+        return torch.exp2(-depth / self.normal_length).float()
 
 
 def depths(tree: object) -> np.ndarray:
