@@ -11,7 +11,7 @@ from anomaly_bench.places import CONFIGS
 from anomaly_bench.report.printed import printed
 from anomaly_bench.schema import Settings
 
-OWN_TABLES = {"autoencoders_mnist", "fence_gan", "skip_ganomaly_cifar10"}
+OWN_TABLES = {"autoencoders_mnist", "fence_gan", "gans_mnist", "skip_ganomaly_cifar10"}
 """Experiments with methods that no printed number is known of."""
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
