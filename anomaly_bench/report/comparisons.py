@@ -120,11 +120,13 @@ def runtime(
 ) -> None:
     """AUROC over seconds of training, a point a method: (name, seconds, mean AUROC, its deviation or NaN).
 
-    The best 60 are drawn.
+    Of more than 60 the best are drawn, and the title says so.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     ranked = sorted(points, key=lambda point: -point[2])[:MOST_ROWS]
+    if len(points) > len(ranked):
+        title += f" (the best {len(ranked)} of {len(points)})"
     with drawn(path, title, 1, 1, (7.6, max(4.0, 0.9 + 0.2 * len(ranked)))) as (axes,):
         for number, (name, seconds, mean, std) in enumerate(ranked):
             style = marker(number)

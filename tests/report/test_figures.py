@@ -147,6 +147,14 @@ def test_runtime(tmp_path):
     assert "seconds of training a run, on different machines" in words(tmp_path / "t")
 
 
+def test_a_picture_of_the_times_of_very_many_has_the_best_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparisons, "MOST_ROWS", 2)
+    comparisons.runtime(tmp_path / "t", [(f"m{i}", 1.0 + i, 0.5 + i / 10, 0.0) for i in range(4)], "many")
+    told = words(tmp_path / "t")
+    assert "many (the best 2 of 4)" in told
+    assert [name for name in told if name.startswith("m") and "  " in name] == ["m3  0.800", "m2  0.700"]
+
+
 @pytest.mark.parametrize(
     "points",
     [
