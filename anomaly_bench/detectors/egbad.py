@@ -19,8 +19,9 @@ All follows the official code, of which:
 - D steps first, then G and E at once. The code draws another batch and other codes in between; here both updates
   see the same, which saves a pass of E and of G.
 - Scores come from a moving average of all weights (`ema_decay`), which starts at the first weights.
-- E's first convolution has no activation. Stride-2 convolutions are padded on both sides, TensorFlow's on one,
-  and batch norm has PyTorch's momentum and epsilon.
+- E's first convolution has an activation, as in the code from November 2018 on; before, by a slip, it had none.
+- Stride-2 convolutions are padded on both sides, TensorFlow's on one, and batch norm has PyTorch's momentum and
+  epsilon.
 - Images of 28 pixels and rows have the code's layers, and so has any other shape: images are halved twice.
 - Its shuffles for training and test differ, so that images of the one are among the other; its KDD loader
   computes a scaling and drops it. Neither is done here.
@@ -146,7 +147,7 @@ def image_networks(
     corner = height // 4, side // 4
     places = corner[0] * corner[1]
     encode = nn.Sequential(
-        nn.Conv2d(channels, width // 2, 3, 1, 1),
+        *(nn.Conv2d(channels, width // 2, 3, 1, 1), nn.LeakyReLU(0.1)),
         *(nn.Conv2d(width // 2, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.LeakyReLU(0.1)),
         *(nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.1)),
         *(nn.Flatten(), nn.Linear(places * 2 * width, nz)),

@@ -127,6 +127,10 @@ def test_layers_for_mnist_are_those_of_the_official_code() -> None:
     assert shapes_of(detector.discriminate.see_z) == [(512, 200)]
     assert shapes_of(detector.discriminate.join) == [(1024, 64 * 49 + 512)]
     assert {m.p for m in detector.modules() if isinstance(m, nn.Dropout)} == {0.5}
+    kinds = [type(layer).__name__ for layer in detector.encode]
+    later = ["Conv2d", "BatchNorm2d", "LeakyReLU"]
+    assert kinds == ["Conv2d", "LeakyReLU", *later, *later, "Flatten", "Linear"]
+    assert {m.negative_slope for m in detector.encode if isinstance(m, nn.LeakyReLU)} == {0.1}
     assert detector.generate[3].weight.std().item() == pytest.approx(0.02, rel=0.01)
 
 
@@ -154,6 +158,6 @@ def test_refusals(settings: dict, message: str) -> None:
 @pytest.mark.parametrize(("size", "epochs"), [(16, 12), (None, 20)])
 def test_learns_digits(size: int | None, epochs: int) -> None:
     shape = (1, size, size) if size else (64,)
-    detector = small(shape, ema_decay=0.9, hidden=32, nz=8, lr=2e-3, epochs=epochs, batch_size=12)
+    detector = small(shape, ema_decay=0.9, hidden=32, nz=8, width=8, lr=2e-3, epochs=epochs, batch_size=12)
     before, after = auroc_on_digits(detector, size)
     assert after > max(0.75, before + 0.2), (before, after)
