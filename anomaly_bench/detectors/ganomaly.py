@@ -140,12 +140,12 @@ class GANomaly(Detector):
             l_real = bce(self.discriminate(x)[1], 1)
             l_fake = bce(self.discriminate(fake.detach())[1], 0)
             descend(d, l_real + l_fake)
-            least = torch.minimum(agreed(l_real), agreed(l_fake))
-            reinit = self.reinitialise(fresh, least < self.reinit_below)
             l_adv = bce(self.discriminate(fake)[1], 1)
             l_con = l1_loss(fake, x)
             l_enc = mse_loss(z_hat, z)
             descend(g, self.w_adv * l_adv + self.w_con * l_con + self.w_enc * l_enc)
+            least = torch.minimum(agreed(l_real), agreed(l_fake))
+            reinit = self.reinitialise(fresh, least < self.reinit_below)
             return detached(adv=l_adv, con=l_con, enc=l_enc, d=l_real + l_fake, reinit=reinit)
 
         of_year = step_of_2018 if self.losses == "first" else step

@@ -118,6 +118,20 @@ def test_the_first_version_steps_the_discriminator_first_on_the_sum_and_fools_it
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("losses", ["head", "first"])
+def test_a_discriminator_that_has_won_is_replaced_after_both_updates(losses):
+    """So the generator's update is that of the discriminator that there was."""
+    detectors = [small(losses=losses, reinit_below=below) for below in (100.0, 0.0)]
+    told = [step_of(detector)(Batch(images(), torch.arange(16))) for detector in detectors]
+    assert [losses["reinit"].item() for losses in told] == [1, 0]
+    assert told[0]["adv"] == told[1]["adv"]
+    replaced, kept = detectors
+    for part in ("encode", "decode", "reencode"):
+        for a, b in zip(getattr(replaced, part).parameters(), getattr(kept, part).parameters(), strict=True):
+            assert torch.equal(a, b)
+    assert not torch.equal(replaced.discriminate.head.weight, kept.discriminate.head.weight)
+
+
 def test_the_papers_losses_are_euclidean_norms():
     detector = small(losses="paper")
     real, fake = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
