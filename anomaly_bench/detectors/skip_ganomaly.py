@@ -15,7 +15,7 @@ image and its reconstruction, in pixels and in f, is the anomaly score.
 All follows the official code, of which:
 
 - `w_con` is 50; the paper is said to have 40.
-- It adds L_lat to L_D too, so that its discriminator makes f tell less; `d_lat=true` does the same.
+- It adds w_lat L_lat to L_D too, so that its discriminator makes f tell less; `d_lat=true` does the same.
 - `reinit_below`: it gives the discriminator new weights when L_D falls below 1e-5. 0 turns it off. `losses.csv`
   keeps the share of steps where it happened.
 - It scales the scores by the smallest and largest of the test images, which changes no AUROC; here they are not
@@ -105,7 +105,7 @@ class SkipGANomaly(Detector):
         nz: length of the discriminator's features f.
         ngf, ndf: filters of the first level of generator and discriminator.
         w_adv, w_con, w_lat: weights of the generator's losses.
-        d_lat: add L_lat to the discriminator's loss, as the official code; see above.
+        d_lat: add w_lat L_lat to the discriminator's loss, as the official code; see above.
         reinit_below: the discriminator starts anew when its loss is below this; 0 for never.
         lambda_: share of the pixels in the score, in [0, 1]; the features have the rest.
         lr, beta1, batch_size, epochs: of both Adams.
@@ -155,7 +155,7 @@ class SkipGANomaly(Detector):
             real_features, real = self.discriminate(x)
             fake_features, fooled = self.discriminate(fake)
             l_adv, l_con, l_lat = bce(fooled, 1), l1_loss(fake, x), mse_loss(fake_features, real_features)
-            l_d = bce(real, 1) + bce(fooled, 0) + (l_lat if self.d_lat else 0)
+            l_d = bce(real, 1) + bce(fooled, 0) + (self.w_lat * l_lat if self.d_lat else 0)
             descend(g, self.w_adv * l_adv + self.w_con * l_con + self.w_lat * l_lat, keep_graph=True)
             descend(d, l_d)
             reinit = self.reinitialise(fresh, agreed(l_d) < self.reinit_below)

@@ -56,7 +56,7 @@ def test_three_updates_equal_the_official_ones(d_lat: bool) -> None:
         opt_d.zero_grad()
         (f, p), (f_hat, p_hat) = judge(x), judge(x_hat.detach())
         l_d = -torch.log(p).mean() - torch.log(1 - p_hat).mean()
-        l_d = l_d + ((f - f_hat) ** 2).mean() if d_lat else l_d
+        l_d = l_d + 3 * ((f - f_hat) ** 2).mean() if d_lat else l_d
         l_d.backward()
         opt_d.step()
         for name, expected in {"adv": l_adv, "con": l_con, "lat": l_lat, "d": l_d}.items():
