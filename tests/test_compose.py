@@ -94,3 +94,16 @@ def test_a_method_has_the_sizes_of_its_paper_on_the_sets_of_its_paper(data, hidd
         assert hydra_compose("config", ["model=dagmm", f"data={data}", "model.hidden=[3]"]).model.hidden == [
             3
         ]
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "epochs"),
+    [
+        *(("ganomaly", data, epochs) for data, epochs in (("mnist", 15), ("uba", 25), ("ffob", 25))),
+        *(("skip_ganomaly", data, epochs) for data, epochs in (("mnist", 15), ("cifar10", 25))),
+    ],
+)
+def test_a_method_learns_as_long_as_its_paper_on_the_sets_of_its_paper(model, data, epochs):
+    ConfigStore.instance().store("schema", Settings)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        assert hydra_compose("config", [f"model={model}", f"data={data}"]).model.epochs == epochs

@@ -123,6 +123,11 @@ def test_e3outlier_has_three_numbers_for_each_method_data_set_and_share():
     assert optimizers == {"mnist": "sgd", "fashion_mnist": "sgd", "cifar10": "adam", "svhn": "adam"}
 
 
+@pytest.mark.parametrize(("overrides", "size"), [([], 28), (["model=fence_gan_cifar10", "data=cifar10"], 32)])
+def test_fence_gan_has_images_of_the_papers_sizes(overrides, size):
+    assert composed("experiment=fence_gan", *overrides).data.image_size == size
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_what_an_experiment_sets_stands(name):
     said = OmegaConf.load(CONFIGS / "experiment" / f"{name}.yaml")
