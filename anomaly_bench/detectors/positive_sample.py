@@ -16,10 +16,11 @@ What the paper leaves open, and what is done here:
 
 - Layers: those of the context encoder that the re-implementation mingren8888/GAN-defect has, 64, 64, 128, 256,
   512 filters on 128 pixels and a bottleneck of 4,000, one stage less for each halving of the size; with the
-  paper's ReLU in the autoencoder and leaky ReLU in the discriminator, batch norm in both, and no skips.
+  paper's ReLU in the autoencoder and leaky ReLU in the discriminator, which is like the encoder, batch norm in both,
+  and no skips.
 - lambda, which the paper tuned without saying to what: 10, an assumption.
 - The paper prints log(1 - D(G(x~))) for G; as everywhere, G descends -log D(G(x~)) in its place.
-- Defects: up to `max_defects` rectangles a channel, each side from 5 to 60 % of the image's, as there.
+- Defects: up to `max_defects` rectangles of one value a channel, each side from 5 to 60 % of the image's, as there.
 - Patterns: of the grey images, on 256 levels as image files have them, so that less than a level is no edge;
   radius 1, a window of 5 x 5.
 - The score of a whole image: the mean of the highest tenth of its map (`top`); the paper scores pixels.
@@ -52,7 +53,7 @@ from torch.nn.functional import affine_grid, grid_sample, l1_loss, pad, unfold
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.losses import bce
-from anomaly_bench.networks.dcgan import Discriminator, check_dcgan_shape, dcgan_init
+from anomaly_bench.networks.dcgan import OverAll, check_dcgan_shape, dcgan_init
 
 NEIGHBOURS = (0, 1, 2, 5, 8, 7, 6, 3)
 """Places around the middle of a 3 x 3 patch, in the order of the bits of a pattern."""
@@ -65,16 +66,40 @@ class Repair(nn.Sequential):
     """G: images `[N, nc, size, size]` to repaired ones in (-1, 1), through a bottleneck of `nz`."""
 
     def __init__(self, size: int, nc: int, nz: int, ngf: int) -> None:
-        halvings = int(math.log2(size // 4))
-        filters = [nc, ngf, *(ngf * min(2**stage, 8) for stage in range(halvings - 1))]
+        filters = filters_of(size, ngf)
         down: list[nn.Module] = [nn.Conv2d(nc, ngf, 4, 2, 1, bias=False), nn.ReLU(inplace=True)]
-        for inputs, outputs in pairwise(filters[1:]):
+        for inputs, outputs in pairwise(filters):
             down += [nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False), *norm_relu(outputs)]
         down += [nn.Conv2d(filters[-1], nz, 4, bias=False), *norm_relu(nz)]
         up: list[nn.Module] = [nn.ConvTranspose2d(nz, filters[-1], 4, bias=False), *norm_relu(filters[-1])]
-        for inputs, outputs in pairwise(filters[:0:-1]):
+        for inputs, outputs in pairwise(filters[::-1]):
             up += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), *norm_relu(outputs)]
         super().__init__(*down, *up, nn.ConvTranspose2d(ngf, nc, 4, 2, 1), nn.Tanh())
+
+
+class Discriminator(nn.Module):
+    """Features `[N, F, 4, 4]` and logits `[N]` of being real, of images `[N, nc, size, size]`, by G's way down."""
+
+    def __init__(self, size: int, nc: int, ndf: int) -> None:
+        super().__init__()
+        filters = filters_of(size, ndf)
+        layers: list[nn.Module] = [nn.Conv2d(nc, ndf, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
+        for inputs, outputs in pairwise(filters):
+            layers += [nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs)]
+            layers += [nn.LeakyReLU(0.2, inplace=True)]
+        self.features = nn.Sequential(*layers)
+        self.head = OverAll(filters[-1], 1, 4, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of images."""
+        features = self.features(x)
+        return features, self.head(features).flatten()
+
+
+def filters_of(size: int, width: int) -> list[int]:
+    """Filters of each stage from half of `size` down to 4 pixels."""
+    halvings = int(math.log2(size // 4))
+    return [width, *(width * min(2**stage, 8) for stage in range(halvings - 1))]
 
 
 def norm_relu(channels: int) -> tuple[nn.Module, nn.Module]:

@@ -38,12 +38,12 @@ def test_shapes(shape: tuple[int, ...]) -> None:
     [(128, [64, 64, 128, 256, 512]), (64, [64, 64, 128, 256]), (32, [64, 64, 128]), (16, [64, 64])],
 )
 def test_filters_are_those_of_the_context_encoder(size: int, filters: list[int]) -> None:
-    layers = [
-        p.shape for p in PositiveSample((1, size, size), nz=7, ndf=2).repair.parameters() if p.dim() == 4
-    ]
+    detector = PositiveSample((1, size, size), nz=7)
+    layers = [p.shape for p in detector.repair.parameters() if p.dim() == 4]
     down, up = layers[: len(layers) // 2], layers[len(layers) // 2 :]
     assert [w[0] for w in down] == [*filters, 7]
     assert [w[1] for w in up] == [*filters[::-1], 1]
+    assert [p.shape[0] for p in detector.discriminate.parameters() if p.dim() == 4] == [*filters, 1]
 
 
 def test_one_step_is_the_papers_equations() -> None:
