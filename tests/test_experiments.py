@@ -87,6 +87,12 @@ def test_deep_svdd_has_a_number_for_each_normal_class(name):
         assert OmegaConf.to_container(settings.model) == OmegaConf.to_container(sizes)
 
 
+def test_dagmm_learns_as_long_as_its_paper_says():
+    theirs = {row.data: row.epochs for row in printed() if (row.table, row.method) == ("dagmm", "DAGMM")}
+    for data in ("kddcup99", "thyroid", "arrhythmia"):
+        assert composed("experiment=dagmm", f"data={data}").model.epochs == theirs[data]
+
+
 @pytest.mark.parametrize(("name", "classes"), [("geotrans_cifar10", 10), ("geotrans_cifar100", 20)])
 def test_geotrans_and_those_beside_it_have_a_number_for_each_normal_class(name, classes):
     keys = swept(composed(f"experiment={name}"))
