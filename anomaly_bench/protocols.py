@@ -208,9 +208,9 @@ def is_normal(class_name: str) -> bool:
 
 
 def class_index(dataset: Dataset, wanted: int | str, setting: str) -> int:
-    """The class that `setting=wanted` means: an index, a name, or an index in digits, names first."""
+    """The class that `setting=wanted` means: a name, or an index where no class is called so."""
     names = dataset.class_names
-    if wanted in names:
+    if str(wanted) in names:
         return names.index(str(wanted))
     if isinstance(wanted, str) and wanted.isdecimal():
         wanted = int(wanted)

@@ -127,10 +127,11 @@ def test_classes_that_are_not_there(digits_set, wanted):
         LeaveOneClassOut(wanted).split(digits_set, 0)
 
 
-def test_names_come_before_digits():
-    data = made_up(["1", "0"], [0, 0, 1, 1], [True, False, True, False])
-    assert OneVsRest("0").split(data, 0).train.tolist() == [2]
-    assert OneVsRest(0).split(data, 0).train.tolist() == [0]
+@pytest.mark.parametrize("wanted", ["2", 2])  # `normal_class=2` on the command line is a number
+def test_names_come_before_indices(wanted):
+    data = made_up(["1", "10", "11", "2"], [0, 0, 1, 1, 2, 2, 3, 3], [True, False] * 4)
+    assert OneVsRest(wanted).split(data, 0).case == "normal-2"
+    assert OneVsRest(3).split(data, 0).case == "normal-2"  # where no class is called so, an index
 
 
 def test_one_vs_rest_needs_official_parts(digits_set):
