@@ -137,7 +137,10 @@ def reconstructions(
 
 
 def _extremes(scores: np.ndarray, anomalous: np.ndarray) -> dict[str, np.ndarray]:
-    """Row numbers of the lowest and highest scores of either kind: what is told apart best and worst."""
+    """Row numbers of the lowest and highest scores of either kind: what is told apart best and worst.
+
+    Of a kind with a single row, that row under the kind's name.
+    """
     groups = {}
     for name, best, worst in (("normal", "lowest", "highest"), ("anomalous", "highest", "lowest")):
         rows = np.flatnonzero(anomalous == (name == "anomalous"))
@@ -147,6 +150,8 @@ def _extremes(scores: np.ndarray, anomalous: np.ndarray) -> dict[str, np.ndarray
             ends = {"lowest": rows[:few], "highest": rows[-few:]}
             groups[f"{name}, {best} scores: best"] = ends[best]
             groups[f"{name}, {worst} scores: worst"] = ends[worst]
+        elif len(rows):
+            groups[name] = rows
     return groups
 
 

@@ -82,6 +82,14 @@ def test_reconstructions(tmp_path, channels):
     assert_picture(tmp_path / "r")
 
 
+def test_reconstructions_of_one_image_of_each_kind(tmp_path):
+    x = RNG.random((2, 1, 8, 8))
+    truth = np.array([False, True])
+    figures.reconstructions(tmp_path / "rec", x, x, x[:, 0], np.array([0.1, 0.2]), truth, SYNTHETIC)
+    assert_picture(tmp_path / "rec", least=100)
+    assert {"normal", "anomalous"} <= set(words(tmp_path / "rec"))
+
+
 def test_reconstructions_show_the_extremes_of_either_kind():
     groups = figures._extremes(np.array([5.0, 1, 4, 2, 3, 9, 7, 8]), np.arange(8) > 4)
     assert {name: rows.tolist() for name, rows in groups.items()} == {
