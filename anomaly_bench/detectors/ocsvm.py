@@ -112,7 +112,15 @@ class OCSVM(Detector):
         self.fit(x.cpu().numpy())
 
     def fit(self, x: np.ndarray) -> None:
-        """Fit PCA and SVM to float64 rows `[N, D]`, and copy what they learn into the buffers."""
+        """Fit PCA and SVM to float64 rows `[N, D]`, and copy what they learn into the buffers.
+
+        Raises:
+            SettingError: the rows are all alike, so that they have neither components nor a variance.
+        """
+        if (x == x[0]).all():
+            raise SettingError(
+                f"data: all training rows are alike ({len(x)} of them); nothing can be learned"
+            )
         if self.pca is not None:
             solver = "covariance_eigh" if len(x) > x.shape[1] else "full"
             pca = PCA(self.pca, svd_solver=solver).fit(x)

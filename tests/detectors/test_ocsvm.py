@@ -144,6 +144,12 @@ def test_hindsight_tries_the_90_pairs_of_geotrans_and_leaves_the_detector_alone(
     assert max(roc_auc_score(anomalous, scores) for _, scores in tried) > 0.9
 
 
+@pytest.mark.parametrize("pca", [0.95, None])
+def test_refuses_training_rows_that_are_all_alike(pca) -> None:
+    with pytest.raises(SettingError, match="all training rows are alike"):
+        learned(OCSVM((3,), pca=pca), Rows(torch.ones(20, 3)))
+
+
 def test_fits_at_most_max_rows() -> None:
     train, _, _ = digits(8)
     detector = learned(OCSVM(train.shape, nu=0.99, max_rows=17), train)
