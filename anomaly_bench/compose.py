@@ -164,6 +164,10 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     split, validation = hold_out(split, dataset, settings.seed, share, of_class)
     if validation is not None:
         check_blind(values["evaluation"])
+    if len(split.train) < 2:  # one row has no spread, and no batch norm takes it
+        raise SettingError(
+            f"data={names['data']}, {split.case}: {len(split.train)} training row; at least two are needed"
+        )
     # The best epoch cannot be told without looking at every one.
     eval_every = values["trainer"]["eval_every"] or int(values["evaluation"]["epoch"] == "best_test")
     trainer = Trainer(**values["trainer"] | {"eval_every": eval_every})

@@ -1,6 +1,6 @@
 """Which rows a run learns from: those of the protocol, or for a transductive detector the ones it is tested on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anomaly_bench.compose import Job, compose, declares
 from anomaly_bench.detector import Detector, Rows, Stage
+from anomaly_bench.errors import SettingError
 from anomaly_bench.schema import Settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -37,18 +38,28 @@ class Transductive(Inductive):
     transductive = True
 
 
-def job(model: dict, tmp_path: Path, protocol: str = "leave_one_class_out") -> Job:
+def job(
+    model: dict, tmp_path: Path, protocol: str = "leave_one_class_out", settings: Sequence[str] = ()
+) -> Job:
     ConfigStore.instance().store("schema", Settings)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        settings = hydra_compose("config", ["data.limit=150", f"protocol={protocol}", f"runs_dir={tmp_path}"])
-    OmegaConf.set_struct(settings, False)
-    settings.model = OmegaConf.create(model)
+        given = ["data.limit=150", f"protocol={protocol}", f"runs_dir={tmp_path}", *settings]
+        composed = hydra_compose("config", given)
+    OmegaConf.set_struct(composed, False)
+    composed.model = OmegaConf.create(model)
     names = {"model": "toy", "data": "digits", "protocol": protocol, "evaluation": "clean"}
-    return compose(settings, names, [])
+    return compose(composed, names, [])
 
 
 def named(kind: type, **settings: object) -> dict:
     return {"_target_": f"test_compose.{kind.__name__}", "_partial_": True} | settings
+
+
+def test_one_training_row_is_too_few(tmp_path):
+    with pytest.raises(
+        SettingError, match="data=digits, abnormal-0: 1 training row; at least two are needed"
+    ):
+        job(named(Inductive), tmp_path, settings=["protocol.train_share=0.01"])
 
 
 def test_an_inductive_detector_learns_from_the_training_rows(tmp_path):
