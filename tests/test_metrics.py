@@ -24,6 +24,15 @@ def test_perfect_inverted_and_tied(scores, area, rate):
     assert numbers["eer"] == pytest.approx(rate)
 
 
+@pytest.mark.parametrize(("normal", "anomalous"), [(25, 5), (9, 2), (2, 9)])
+def test_no_area_is_above_1(normal, anomalous):
+    """Sums of steps come out above by rounding, and readers of records refuse such an area."""
+    numbers = metrics.measure(
+        np.arange(normal + anomalous), np.arange(normal + anomalous) >= normal, normal - 0.5
+    )
+    assert [numbers[name] for name in ("auroc", "aupr_in", "aupr_out", "average_precision", "f1")] == [1] * 5
+
+
 def test_half_a_point_for_a_tie():
     assert metrics.auroc([1, 2, 2, 3], [0, 0, 1, 1]) == pytest.approx(3.5 / 4)
 
