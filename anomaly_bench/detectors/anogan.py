@@ -27,7 +27,8 @@ What the paper leaves open, and what is done here:
   depend on what else is in its batch. `restarts` draws several and keeps each image's best; the paper has 1.
 - `learned_start`: an encoder E learns to undo the frozen generator, down the mean of (z - E(G(z)))^2, and the
   search begins at E(x), with `restarts` there and at the codes drawn. The paper has no such thing.
-- First weights, optimiser and activations of the GAN are DCGAN's (https://arxiv.org/abs/1511.06434).
+- First weights, optimiser and activations of the GAN are DCGAN's (https://arxiv.org/abs/1511.06434); biases of
+  convolutions begin as PyTorch draws them, DCGAN's at 0.
 
 The search runs with frozen networks in evaluation mode, and every image has its own state of Adam.
 

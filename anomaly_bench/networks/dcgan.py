@@ -7,7 +7,10 @@ from anomaly_bench.errors import SettingError
 
 
 def dcgan_init(module: nn.Module) -> None:
-    """DCGAN's first weights, for `module.apply`: convolutions N(0, 0.02), batch norm N(1, 0.02) with shift 0."""
+    """DCGAN's first weights, for `module.apply`: convolutions N(0, 0.02), batch norm N(1, 0.02) with shift 0.
+
+    Biases of convolutions stay as PyTorch draws them, as in GANomaly's and Skip-GANomaly's codes; DCGAN's has 0.
+    """
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
