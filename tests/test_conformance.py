@@ -71,6 +71,7 @@ OWN: dict[str, dict[str, object]] = {
     "positive_sample": {"augment": False, "nz": 32},
     "wgan_anogan": {"epochs": 6, "n_critic": 2, "batch_size": 24, "descent_steps": 4, "z_lr": 0.1},
     "ae_dense": {"hidden": [32]},
+    "vae_dense": {"hidden": [32]},
     "contractive_ae": {"hidden": []},
     "drae": {"epochs": 60, "code": 16},  # it learns from the better part of each batch only
     "rda": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.01},

@@ -1,5 +1,7 @@
 """Each experiment composes, sweeps what its paper's table has, and has numbers to stand beside."""
 
+import shlex
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -7,6 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from anomaly_bench.cli import answer
+from anomaly_bench.compose import build
+from anomaly_bench.data.public import CHANNELS
 from anomaly_bench.places import CONFIGS
 from anomaly_bench.report.printed import printed
 from anomaly_bench.schema import Settings
@@ -132,6 +136,36 @@ def test_e3outlier_has_three_numbers_for_each_method_data_set_and_share():
 @pytest.mark.parametrize(("overrides", "size"), [([], 28), (["model=fence_gan_cifar10", "data=cifar10"], 32)])
 def test_fence_gan_has_images_of_the_papers_sizes(overrides, size):
     assert composed("experiment=fence_gan", *overrides).data.image_size == size
+
+
+def examples(name: str) -> list[list[str]]:
+    """The overrides of each command in the head of an experiment's file; what stands two blanks behind is prose."""
+    lines = (CONFIGS / "experiment" / f"{name}.yaml").read_text().splitlines()
+    told = [
+        line.removeprefix("# anomaly-bench ").split("  ")[0] for line in lines if "# anomaly-bench" in line
+    ]
+    return [shlex.split(command) for command in told]
+
+
+SIZED = [
+    name for name in EXPERIMENTS if "image_size" in (CONFIGS / "experiment" / f"{name}.yaml").read_text()
+]
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_every_method_of_its_examples_takes_images_of_their_size(name):
+    sweep = swept(composed(f"experiment={name}"))
+    for overrides in examples(name):
+        given = dict(text.split("=", 1) for text in overrides)
+        data = given.get("data") or next(iter(sweep.get("data", [""])))
+        fixed = [text for text in overrides if text.startswith(("experiment=", "data."))]
+        for model in (given.get("model") or ",".join(map(str, sweep.get("model", [""])))).split(","):
+            more = [f"{key}={value}" for key, value in (("data", data), ("model", model)) if value]
+            made = composed(*fixed, *more)
+            if made.data.name not in CHANNELS:
+                continue
+            size = made.data.image_size or 32
+            build(made.model, (CHANNELS[made.data.name], size, size))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
