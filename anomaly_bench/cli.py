@@ -20,12 +20,13 @@ from anomaly_bench.jobs import SWEEP, SweepTable, begin_note, leave_note, print_
 from anomaly_bench.places import CONFIGS
 from anomaly_bench.refusals import (
     DEBUG,
-    dashes_are_not_settings,
     explained,
+    frequent_slips,
     groups_take_names,
     one_line,
     reason,
     refuse,
+    words_are_commands,
 )
 
 GROUPS = {"models": "model", "data": "data", "protocols": "protocol", "experiments": "experiment"}
@@ -75,6 +76,15 @@ def answer(arguments: list[str]) -> int:
 
 
 @contextlib.contextmanager
+def writable(what: str) -> Iterator[None]:
+    """Refuse a place, `what` as it was typed, that nothing can be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingError(f"{what}: it cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
 def notices() -> Iterator[None]:
     """Show this package's notices on standard error, a line each."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
@@ -95,7 +105,8 @@ def launch(arguments: list[str]) -> int:
         print(
             "A first run: GANomaly on scikit-learn's digits. anomaly-bench --help shows what else there is."
         )
-    dashes_are_not_settings(arguments)
+    words_are_commands(arguments, COMMANDS)
+    frequent_slips(arguments)
     groups_take_names(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
     os.environ.setdefault(
@@ -214,7 +225,9 @@ def report(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     from anomaly_bench.report.tables import write_report
 
-    print(write_report(given.runs_dir, given.output))
+    with writable(f"--output {given.output}" if given.output else f"runs_dir={given.runs_dir}"):
+        text = write_report(given.runs_dir, given.output)
+    print(text)
     return 0
 
 
@@ -256,12 +269,13 @@ def score(arguments: list[str]) -> int:
     table = scored.table
     if given.output is None:
         print(csv_text(table), end="")
-    elif given.output.suffix.lower() == ".csv":
-        write_csv(given.output, table)
     else:
-        facts = {"run": given.run_dir.name, "threshold": scored.threshold, "rule": scored.rule}
-        write_json(given.output, facts | {"rows": table.to_dict("records")})
-    if given.output is not None:
+        with writable(f"--output {given.output}"):
+            if given.output.suffix.lower() == ".csv":
+                write_csv(given.output, table)
+            else:
+                facts = {"run": given.run_dir.name, "threshold": scored.threshold, "rule": scored.rule}
+                write_json(given.output, facts | {"rows": table.to_dict("records")})
         what = "rows" if "row" in table else "files"
         print(
             f"{given.output}: {len(table)} {what}, {scored.n_anomalous} of them anomalous, "
@@ -283,7 +297,8 @@ def export(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     from anomaly_bench.export import export as export_run
 
-    path, difference = export_run(given.run_dir, given.format, given.output)
+    with writable(f"--output {given.output or given.run_dir}"):
+        path, difference = export_run(given.run_dir, given.format, given.output)
     print(f"{path}: scores as the run does, to {difference:.1g} of the largest value")
     return 0
 

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from anomaly_bench.errors import SettingError
@@ -28,13 +28,24 @@ def one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split())
 
 
-def dashes_are_not_settings(arguments: Sequence[str]) -> None:
-    """`--model x` is a frequent slip."""
+def frequent_slips(arguments: Sequence[str]) -> None:
+    """Refuse `--model x` and `runs_dir=`."""
     known = {*os.listdir(CONFIGS), "seed", "abnormal_class", "normal_class", "runs_dir", "rerun"}  # noqa: PTH208
     for argument in arguments:
         word = argument.lstrip("-").split("=")[0]
         if argument.startswith("--") and word.split(".")[0] in known:
             raise SettingError(f"{argument}: settings have no dashes; write {word}=VALUE")
+        if argument == "runs_dir=":  # of a shell's variable that is not set; a sweep would write to /
+            raise SettingError("runs_dir=: a folder is needed, such as runs_dir=. for this one")
+
+
+def words_are_commands(arguments: Sequence[str], commands: Iterable[str]) -> None:
+    """Refuse `reprot runs`, which is no command, and no setting either."""
+    word = arguments[0] if arguments else "-"
+    if "=" not in word and not word.startswith(("-", "~")):
+        raise SettingError(
+            f"{word}: there is no such command; there are {', '.join(sorted(commands))}; settings are written KEY=VALUE"
+        )
 
 
 def groups_take_names(arguments: Sequence[str]) -> None:

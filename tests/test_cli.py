@@ -471,6 +471,23 @@ def test_a_method_with_a_rule_of_its_own_calls_rows_by_it(bench):
     assert read(run / "metrics.json")["threshold"] == pytest.approx(kept["t"].item())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["reprot", "runs"],
+            "reprot: there is no such command; there are export, list, recommend, report, score",
+        ),
+        (["runs_dir=", "model=ocsvm"], "runs_dir=: a folder is needed"),
+        (["-m", "runs_dir=", "model=ocsvm,knn"], "runs_dir=: a folder is needed"),
+    ],
+)
+def test_slips_are_refused_in_a_line(bench, arguments, said):
+    code, out, err = bench(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
 def test_its_version_is_its_own(capsys):
     assert cli.answer(["--version"]) == 0
     assert capsys.readouterr().out == f"anomaly-bench {metadata.version('anomaly-bench')}\n"

@@ -251,6 +251,15 @@ def test_csv_and_json_say_the_same(image_run, bags, place, of_images, capsys):
     assert capsys.readouterr().out == (place / "new.csv").read_text()
 
 
+@pytest.mark.parametrize("command", ["score", "report", "export"])
+def test_an_output_that_cannot_be_written_is_named(image_run, bags, place, capsys, command):
+    (place / "file").touch()
+    output = str(place / "file" / {"score": "new.csv", "report": "tables", "export": "model.pt2"}[command])
+    more = {"score": [str(bags / "test")], "report": [], "export": ["--format", "torch"]}[command]
+    assert answer([command, str(image_run), *more, "--output", output]) == 2
+    assert f"anomaly-bench: --output {output}: it cannot be written: " in capsys.readouterr().err
+
+
 def test_the_exit_code_tells_of_anomalies_only_when_asked(image_run, bags, capsys):
     command = ["score", str(image_run), str(bags / "test")]
     assert answer([*command, "--threshold", "max_train"]) == 0
