@@ -110,8 +110,8 @@ def reconstructions(
     groups = _extremes(scores, anomalous)
     rows = {"input": _pictures(x), "reconstruction": _pictures(reconstruction), "residual": maps}
     height, width = x.shape[2:]
-    wide = 0.75 * sum(len(group) for group in groups.values()) + 1.2
-    tall = 0.75 * height / width * len(rows) + 1.0
+    wide = sum(max(0.75 * len(group), 1.2) for group in groups.values()) + 1.2  # titles need 1.2
+    tall = 0.75 * height / width * len(rows) + 1.3
     with drawn(path, title, len(rows), len(groups), (wide, tall)) as panels:
         grid = np.reshape(np.array(panels, dtype=object), (len(rows), len(groups)))
         for line, (row, pictures) in enumerate(rows.items()):
@@ -127,7 +127,7 @@ def reconstructions(
                 for border in range(1, len(group)):
                     axes.axvline(border * width - 0.5, color="white", linewidth=2)
                 if line == 0:
-                    axes.set_title(name)
+                    axes.set_title(name.replace(", ", "\n").replace(": ", "\n"), fontsize=9)
             grid[line][0].set_ylabel(row, rotation=0, ha="right", va="center")
         for axes, group in zip(grid[-1], groups.values(), strict=True):
             centres = (np.arange(len(group)) + 0.5) * width - 0.5

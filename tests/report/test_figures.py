@@ -1,3 +1,5 @@
+from contextlib import contextmanager
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -8,6 +10,7 @@ from PIL import Image
 from anomaly_bench.report import comparisons, figures
 from anomaly_bench.report.comparison import Ranking
 from anomaly_bench.report.comparisons import GRID, Point
+from anomaly_bench.report.style import drawn
 
 SYNTHETIC = r"ganomaly on $\bags_1$ (synthetic data)"
 RNG = np.random.default_rng(0)
@@ -88,6 +91,24 @@ def test_reconstructions_of_one_image_of_each_kind(tmp_path):
     figures.reconstructions(tmp_path / "rec", x, x, x[:, 0], np.array([0.1, 0.2]), truth, SYNTHETIC)
     assert_picture(tmp_path / "rec", least=100)
     assert {"normal", "anomalous"} <= set(words(tmp_path / "rec"))
+
+
+@pytest.mark.parametrize("numbers", [(8, 8), (6, 4), (2, 3)])
+def test_titles_of_reconstructions_do_not_overlap(tmp_path, monkeypatch, numbers):
+    panels = []
+
+    @contextmanager
+    def watched(*arguments):
+        with drawn(*arguments) as axes:
+            yield axes
+        panels.extend(axes)
+
+    monkeypatch.setattr(figures, "drawn", watched)
+    x, truth = RNG.random((sum(numbers), 1, 8, 8)), np.arange(sum(numbers)) >= numbers[0]
+    figures.reconstructions(tmp_path / "r", x, x, x[:, 0], np.arange(len(x)), truth, SYNTHETIC)
+    boxes = [axes.title.get_window_extent() for axes in panels if axes.get_title()]
+    assert len(boxes) == 4
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_reconstructions_show_the_extremes_of_either_kind():
