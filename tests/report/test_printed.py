@@ -1,6 +1,7 @@
 """The numbers of papers that ship with the package."""
 
 import math
+import re
 from collections import Counter
 
 import pytest
@@ -85,3 +86,20 @@ def test_standard_errors():
     (apascal,) = [row for row in ROWS if row.table == "rdp" and row.data == "bank" and row.metric == "auroc"]
     assert apascal.standard_error == pytest.approx(0.007 / math.sqrt(10))
     assert set(NUMBERS) == {"value", "std", "se", "low", "high", "n", "epochs"}
+
+
+@pytest.mark.parametrize(
+    ("table", "method", "said"),
+    [
+        ("dagmm", "OC-SVM", "not by the known ratio"),
+        ("dagmm", "DSEBM-r", "on KDD Cup 1999 the submitted version has"),
+        ("e3outlier", "RDAE", "a minimum where the proximal operator has a maximum"),
+        ("geotrans_cifar10", "OC-SVM RAW", "on all pixels, its parameters chosen by the test labels"),
+    ],
+)
+def test_what_makes_a_number_another_methods_is_told_by_its_name(table, method, said):
+    """The notes of a table stand together below it."""
+    rows = [row for row in ROWS if row.table == table and row.method.split(" rho=")[0] == method]
+    notes = {row.note for row in rows if method != "DSEBM-r" or row.data == "kddcup99"}
+    assert notes
+    assert all(re.search(said, note) and note.startswith(method) for note in notes)
