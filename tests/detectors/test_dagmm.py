@@ -133,6 +133,18 @@ def test_scores_are_energies_under_the_mixture_of_all_training_rows() -> None:
     np.testing.assert_allclose(detector.score(new).detach(), expected, rtol=1e-3)
 
 
+def test_half_of_the_estimation_networks_units_are_dropped_after_their_tanh_in_training_only() -> None:
+    detector = DAGMM((4,), estimation=[200])
+    z = torch.rand(50, 3)
+    assert detector.estimate is not None
+    hidden = torch.tanh(detector.estimate[0][0](z))
+    assert torch.equal(detector.eval().estimate[0](z), hidden)
+    dropped = detector.train().estimate[0](z)
+    kept = dropped != 0
+    assert kept.float().mean().item() == pytest.approx(0.5, abs=0.05)
+    torch.testing.assert_close(dropped[kept], 2 * hidden[kept])
+
+
 STAGES = {
     "dagmm": ({}, ["mixture"]),
     "dagmm_p": ({"pretrain_epochs": 1}, ["layer 1", "layer 2", "mixture"]),

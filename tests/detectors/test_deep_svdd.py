@@ -113,12 +113,22 @@ def test_one_update(objective: str) -> None:
 
 
 def test_pretraining_rebuilds_and_stages_slow_down() -> None:
-    detector, train = small(pretrain_epochs=5, pretrain_milestone=3, epochs=9, milestone=4), rows()
+    detector, train = (
+        small(
+            pretrain_epochs=5,
+            pretrain_milestone=3,
+            pretrain_decay=0.3,
+            epochs=9,
+            milestone=4,
+            weight_decay=0.2,
+        ),
+        rows(),
+    )
     seen = []
     walk = Walk(detector, train)
     while (stage := walk.next()) is not None:
-        rates = {group["lr"] for optimizer in stage.optimizers for group in optimizer.param_groups}
-        seen.append((stage.name, stage.epochs, *rates))
+        ((group,),) = (optimizer.param_groups for optimizer in stage.optimizers)
+        seen.append((stage.name, stage.epochs, group["lr"], group["weight_decay"]))
         if len(seen) == 1:
             x = train.x[:20]
             expected = ((detector.rebuild(detector.embed(x)) - x) ** 2).sum(1).mean().item()
@@ -126,10 +136,10 @@ def test_pretraining_rebuilds_and_stages_slow_down() -> None:
                 loss = stage.step(Batch(x, torch.arange(20)))["reconstruction"].item()
             assert loss == pytest.approx(expected, rel=1e-5)
     assert seen == [
-        ("autoencoder", 3, 0.01),
-        ("autoencoder, slower", 2, 0.001),
-        ("sphere", 4, 0.01),
-        ("sphere, slower", 5, 0.001),
+        ("autoencoder", 3, 0.01, 0.3),
+        ("autoencoder, slower", 2, 0.001, 0.3),
+        ("sphere", 4, 0.01, 0.2),
+        ("sphere, slower", 5, 0.001, 0.2),
     ]
 
 

@@ -51,6 +51,19 @@ def test_one_update_of_each_tree() -> None:
     assert loss == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+def test_first_weights_and_dropout_are_the_codes() -> None:
+    """Kaiming-normal eta, whose deviation is sqrt(2 / D); a tenth of phi's outputs is dropped, in training only."""
+    torch.manual_seed(0)
+    detector = RDP((200,), trees=5)
+    assert detector.eta.std().item() == pytest.approx(0.1, rel=0.02)
+    assert detector.phi.abs().max().item() == pytest.approx(200**-0.5, rel=0.01)
+    x = torch.rand(100, 200)
+    for training, share in ((True, 0.1), (False, 0.0)):
+        eta, phi = detector.train(training).project(x)
+        assert (phi == 0).float().mean().item() == pytest.approx(share, abs=0.01)
+        assert (eta != 0).all()
+
+
 def test_score_is_the_trees_mean_error() -> None:
     detector, train = small(), rows()
     Trainer(device="cpu", precision="fp32").learn(detector, train, seed=0)
