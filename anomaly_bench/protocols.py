@@ -182,9 +182,10 @@ class TabularHalf:
         """The rows for this seed; the same on every machine."""
         normal = class_index(dataset, self.normal_class, "normal_class")
         anomalous = dataset.classes != normal
-        for name, value in (("contamination", self.contamination), ("ratio", self.ratio)):
-            if value is not None and not 0 <= value < 1:
-                raise SettingError(f"protocol.{name}={value}: allowed is from 0 and below 1")
+        if not 0 <= self.contamination < 1:
+            raise SettingError(f"protocol.contamination={self.contamination}: allowed is from 0 and below 1")
+        if self.ratio is not None and not 0 < self.ratio < 1:
+            raise SettingError(f"protocol.ratio={self.ratio}: allowed is above 0 and below 1, or null")
         order = shuffled(np.arange(len(anomalous)), seed)
         half, test = order[: len(order) // 2], np.sort(order[len(order) // 2 :])
         clean, others = half[~anomalous[half]], half[anomalous[half]]

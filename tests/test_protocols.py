@@ -282,6 +282,7 @@ def test_tabular_half_knows_the_papers_ratios():
             r"protocol\.contamination=0\.5: .* has \d+ anomalous rows; allowed is up to",
         ),
         ({"ratio": -0.1}, r"protocol\.ratio=-0\.1: allowed"),
+        ({"ratio": 0.0}, r"protocol\.ratio=0\.0: allowed"),
     ],
 )
 def test_tabular_half_refuses(settings, message):
