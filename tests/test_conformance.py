@@ -62,7 +62,7 @@ OWN: dict[str, dict[str, object]] = {
     "dcn": {"hidden": [32], "k": 3, "pretrain_epochs": 10, "pretrain_lr": 2e-3},
     "repen": {"lr": 1.0, "ensemble": 20, "margin": 10.0},
     "rdp": {"out": 16, "trees": 4, "levels": 2, "steps": 200, "lr": 0.1},
-    **dict.fromkeys(("dagmm", "dagmm_nvi", "gmm_en", "e2e_ae"), DAGMM),
+    **dict.fromkeys(("dagmm", "dagmm_conv", "dagmm_cae", "dagmm_nvi", "gmm_en", "e2e_ae"), DAGMM),
     **dict.fromkeys(("dagmm_p", "pae", "pae_gmm", "pae_gmm_em"), DAGMM | {"pretrain_epochs": 4}),
     "alad": {"epochs": 12},  # five networks; more only costs time
     "fence_gan_cifar10": {"epochs": 14},  # convolutions of 5 x 5; more only costs time
@@ -108,6 +108,9 @@ GOOD_CONTROL: dict[str, str] = {
     **dict.fromkeys(
         ("deep_svdd", "deep_svdd_cifar10", "deep_svdd_soft"),
         "the distance from the mean of random features tells these toys apart already",
+    ),
+    **dict.fromkeys(
+        ("dagmm_conv", "dagmm_cae"), "a random autoencoder's errors tell these toys apart already"
     ),
     "geotrans": "the Dirichlet distributions of a random network's answers tell these toys apart already",
     "cae_if": "on random features, its forest tells these toys apart already",

@@ -1,3 +1,4 @@
+import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -121,6 +122,51 @@ def test_one_update_is_adams_on_the_weighted_sum() -> None:
     assert (
         sum(((a - b) ** 2).sum() for a, b in zip(small().parameters(), twin.parameters(), strict=True)) > 1e-4
     )
+
+
+def test_on_images_the_error_is_averaged_over_the_pixels_and_z_has_that_of_whole_images() -> None:
+    images = torch.rand(16, 2, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    sizes = {
+        "network": "conv",
+        "width": 4,
+        "code": 3,
+        "estimation": [6],
+        "k": 2,
+        "dropout": 0.0,
+        "batch_size": 16,
+    }
+    weights = {"w_energy": 0.3, "w_covariance": 0.02, "lr": 1e-3}
+    torch.manual_seed(0)
+    detector = DAGMM((2, 8, 8), **sizes, **weights)
+    twin = copy.deepcopy(detector)
+    (stage,) = detector.stages(Rows(images))
+    losses = stage.step(Batch(images, torch.arange(16)))
+
+    code = twin.encode(images)
+    rebuilt = twin.decode(code)
+    assert code.shape == (16, 3)
+    assert rebuilt.shape == images.shape
+    assert rebuilt.abs().max() < 1
+    assert twin.encode[-1].out_features == 3  # linear: a code is not bounded
+    x, x_hat = images.reshape(16, 128), rebuilt.reshape(16, 128)
+    relative = ((x - x_hat) ** 2).sum(1).sqrt() / (x**2).sum(1).sqrt()
+    z = torch.stack([*code.T, relative, torch.cosine_similarity(x, x_hat)], 1)
+    gamma = torch.softmax(twin.estimate(z).double(), 1)
+    mixture, variances = mixture_of(z, gamma)
+    terms = {
+        "reconstruction": ((images - rebuilt) ** 2).mean(),
+        "energy": mixture.energy(z).mean(),
+        "penalty": (1 / variances).sum(),
+    }
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(
+        {k: v.item() for k, v in terms.items()}, rel=1e-4
+    )
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-3)
+    (terms["reconstruction"] + 0.3 * terms["energy"] + 0.02 * terms["penalty"]).backward()
+    optimizer.step()
+    expected = dict(twin.named_parameters())
+    for name, parameter in detector.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], rtol=0, atol=5e-5, msg=name)
 
 
 def test_scores_are_energies_under_the_mixture_of_all_training_rows() -> None:
