@@ -14,6 +14,16 @@ from anomaly_bench.places import CONFIGS
 DEBUG = "ANOMALY_BENCH_DEBUG"
 EXTRAS = ("joblib", "slurm", "optuna")
 
+KINDS = {
+    "to Integer": "a whole number",
+    "to Float": "a number",
+    "valid bool": "true or false",
+    "Union[int, str]": "a whole number or a name",
+    "not Optional": "a value other than null",
+    "to string": "a text",
+}
+"""What OmegaConf says of a value of the wrong type, and what is allowed in its place."""
+
 
 def refuse(line: str) -> int:
     """One line on standard error, and exit code 2."""
@@ -108,8 +118,11 @@ def explained(error: Exception, arguments: Sequence[str]) -> str | None:
         return None
     if unknown := re.search(r"Could not override '(.+?)'", str(error)):
         return f"{unknown[1]}: no such setting{did_you_mean(unknown[1], arguments)}"
-    reason = str(error.__cause__ or "").partition("\n")[0]
-    return f"{one_line(error)}: {reason}" if reason else one_line(error)
+    line, reason = one_line(error), str(error.__cause__ or "").partition("\n")[0]
+    if override := re.fullmatch(r"Error merging override (.+)", line):
+        needed = next((kind for sign, kind in KINDS.items() if sign in reason), None)
+        return f"{override[1]}: {needed} is needed" if needed else f"{override[1]}: {reason}"
+    return f"{line}: {reason}" if reason else line
 
 
 def reason(error: Exception, overrides: Sequence[str]) -> str:

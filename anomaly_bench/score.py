@@ -251,4 +251,8 @@ def overlays_in(folder: Path, trained: Trained) -> Overlays:
         raise SettingError(f"--maps {folder}: {what} no anomaly map; leave --maps out")
     if folder.exists() and not folder.is_dir():
         raise SettingError(f"--maps {folder}: it is a file; a folder is needed")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"--maps {folder}: no folder can be made there: {error.strerror}") from error
     return Overlays(folder)

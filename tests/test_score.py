@@ -226,6 +226,8 @@ def test_without_a_map_nothing_is_read_or_scored(kind, request, place, monkeypat
 def test_maps_need_a_folder(image_run, bags):
     with pytest.raises(SettingError, match="it is a file"):
         score_files(image_run, [bags], "cpu", maps=bags / "test/0.normal/00.png")
+    with pytest.raises(SettingError, match="no folder can be made there"):
+        score_files(image_run, [bags], "cpu", maps=bags / "test/0.normal/00.png/maps")
 
 
 # ------------------------------------------------------------------------------ the command line
