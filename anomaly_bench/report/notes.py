@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from anomaly_bench.record import Record
-from anomaly_bench.report.results import ROW, Line
+from anomaly_bench.report.results import ROW, Line, tidy
 
 MOST_LISTED = 10
 LOSSY = {".jpg", ".jpeg", ".webp"}
@@ -36,7 +36,7 @@ def _reading(lines: Sequence[Line], runs: Sequence[dict[str, Any]]) -> list[str]
             models[str(run.get("control"))].add(run["model"])
         controls = "; ".join(f"{kind}: {_listed(models[kind])}" for kind in sorted(models))
         sentences.append(f"untrained: the control, the same detector without its training ({controls}).")
-    if any(line.get("auroc_interval") for line in lines):
+    if any(cell["low"] == cell["low"] for cell in tidy(lines)):  # NaN is not itself
         sentences.append(
             "95 % from, to: the bootstrap interval over the test rows, where a cell is a single run. It does not "
             "say how far another seed would move the number."

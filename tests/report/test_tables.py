@@ -111,6 +111,14 @@ def test_control_and_best_epoch_have_rows_of_their_own():
     assert "no gradient epochs: ganomaly" in notes_of(table)
 
 
+def test_the_interval_of_a_single_run_has_rows_and_a_note_and_that_of_one_of_several_seeds_neither():
+    one, other = (made_up(seed=seed, metrics={"auroc_interval": [0.4, 0.6]}) for seed in (0, 1))
+    single, several = table_of(one), table_of(one, other)
+    assert [row["model"] for row in rows_of(single)][1:3] == ["· 95 % from", "· 95 % to"]
+    assert "95 % from, to" in notes_of(single)
+    assert "95 %" not in f"{rows_of(several)} {notes_of(several)}"
+
+
 def test_what_hindsight_reached_has_a_row_and_columns_of_its_own(tmp_path):
     records = [made_up("cat", seed, 0.7, metrics={"auroc_hindsight": 0.9 + seed / 50}) for seed in (0, 1)]
     table = table_of(*records)
