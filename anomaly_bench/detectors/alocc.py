@@ -36,11 +36,11 @@ it where no labels say when to stop. The map is what R changed in the image, whi
 
 Traps: The result hangs on when training stops, as users of the official code report: in
 `results/alocc_mnist_by_epoch` the AUROC of the first four epochs is .47, .80, .52 and .66 with the digit 4 left
-out, and .40, .55, .47 and .20 with 8. `trainer.eval_every=1` shows it, but the best is chosen by test labels. D(R(x)) is often worse
-than D(x) in their hands, while the paper has it ahead on Caltech-256 (AUROC .942 against .932 with one
-category): run `model.score=plain` too. A discriminator that has won shows in `losses.csv` as `discriminator`
-near 0 with `adversarial` growing. The paper's MNIST result is a curve of F1 alone, so that there is no AUROC
-to hold a run against, and users report that the digit 2 fails.
+out, and .40, .55, .47 and .20 with 8. `trainer.eval_every=1` shows it, but the best is chosen by test labels.
+D(R(x)) is often worse than D(x) in their hands, while the paper has it ahead on Caltech-256 (AUROC .942 against
+.932 with one category): run `model.score=plain` too. A discriminator that has won shows in `losses.csv` as
+`discriminator` near 0 with `adversarial` growing. The paper's MNIST result is a curve of F1 alone, so that
+there is no AUROC to hold a run against, and users report that the digit 2 fails.
 """
 
 from collections.abc import Iterator
