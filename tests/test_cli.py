@@ -218,7 +218,7 @@ def test_a_disk_without_room_for_notes_is_told_at_the_end(bench, monkeypatch, ca
         (["trainer.max_epoch=3"], ["trainer.max_epoch", "trainer.max_epochs"]),
         (["abnormal_class=12"], ["abnormal_class=12", "0 to 9"]),
         (["abnormal_class=cat"], ["abnormal_class=cat", "0 to 9"]),
-        (["seed=one"], ["seed=one", "Integer"]),
+        (["seed=one"], ["seed=one", "a whole number is needed"]),
         (["evaluation.epoch=first"], ["evaluation.epoch=first", "last", "best_test"]),
         (["trainer.device=cuda:7"], ["trainer.device=cuda:7", "cpu"]),
         (["trainer.precision=fp8"], ["trainer.precision=fp8", "auto, fp32, bf16"]),
