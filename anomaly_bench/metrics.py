@@ -41,7 +41,7 @@ def measure(scores: ArrayLike, anomalous: ArrayLike, threshold: float) -> dict[s
         "auroc": roc_auc_score(anomalous, scores),
         "aupr_in": _aupr(~anomalous, -scores),
         "aupr_out": _aupr(anomalous, scores),
-        "average_precision": min(1, average_precision_score(anomalous, scores)),  # its sum may round above
+        "average_precision": min(1.0, average_precision_score(anomalous, scores)),  # its sum may round above
         "eer": _equal_error_rate(anomalous, scores),
         "threshold": threshold,
         "precision": true_anomalous / called if called else 0,
@@ -140,7 +140,7 @@ def _finite(scores: ArrayLike) -> np.ndarray:
 
 def _aupr(positive: np.ndarray, scores: np.ndarray) -> float:
     precision, recall, _ = precision_recall_curve(positive, scores)
-    return min(1, float(auc(recall, precision)))  # whose sum may round above
+    return min(1.0, float(auc(recall, precision)))  # whose sum may round above
 
 
 def _equal_error_rate(anomalous: np.ndarray, scores: np.ndarray) -> float:

@@ -42,11 +42,10 @@ The paper gives neither the epochs of the pretraining nor the share of entries i
 of dagmm_nvi is its bound as we read it.
 
 When to use it: For rows of numbers, from a few columns to a few hundred: networks are tiny and a score is one
-pass, but the paper's schedules are long, 20,000 epochs on thyroid. Hardly for images: GeoTrans' paper has a mean
-AUROC of .531 on CIFAR-10. Run `pae_gmm` and
-`pae_gmm_em` beside it, where the mixture comes after the autoencoder: on thyroid the paper's F1 is .469 and
-.464, that of DAGMM .478, and what learning both together gains is mostly on KDD Cup 1999, .732 and .725
-against .937, and on its reversed copy.
+pass, but the paper's schedules are long, 20,000 epochs on thyroid. Hardly for images: GeoTrans' paper has a
+mean AUROC of .531 on CIFAR-10. Run `pae_gmm` and `pae_gmm_em` beside it, where the mixture comes after the
+autoencoder: on thyroid the paper's F1 is .469 and .464, that of DAGMM .478, and what learning both together
+gains is mostly on KDD Cup 1999, .732 and .725 against .937, and on its reversed copy.
 
 Traps: KDD Cup 1999 does not show that training works: an F1 of .944 was reported of danieltan07/dagmm without
 any. Nor does thyroid: over 20 seeds in `results/dagmm_thyroid` the F1 is .453 with a deviation of .192, the

@@ -338,6 +338,8 @@ def test_beats_its_untrained_copy_on_digits() -> None:
         ({"corruption": -0.1}, r"model\.corruption=-0\.1"),
         ({"k": 0}, r"model\.k=0"),
         ({"hidden": [4, 0]}, r"model\.hidden=\[4, 0\]"),
+        ({"network": "conv"}, r"model\.network=conv: it needs images"),
+        ({"network": "cnn"}, r"model\.network=cnn: allowed are conv, dense"),
     ],
 )
 def test_refusals(settings: dict, message: str) -> None:
@@ -345,6 +347,8 @@ def test_refusals(settings: dict, message: str) -> None:
         small(**settings)
 
 
-def test_images_are_refused() -> None:
+def test_images_are_refused_by_dense_layers_and_pretraining_by_convolutions() -> None:
     with pytest.raises(SettingError, match=r"takes rows of numbers, found images of shape \(1, 8, 8\)"):
         DAGMM((1, 8, 8))
+    with pytest.raises(SettingError, match=r"model\.pretrain_epochs=2: .* model\.network=dense alone"):
+        DAGMM((1, 8, 8), network="conv", pretrain_epochs=2)
