@@ -51,7 +51,7 @@ from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.cae import ConvDecoder, stages_for
 from anomaly_bench.wgan import wgan_gp_step
 
-COPIES = 64
+COPIES = 16
 """Copies of the generator that are descended at once; with the state of Adam, one of 32 pixels is 23 MB."""
 
 NORMS = {
