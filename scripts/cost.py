@@ -131,7 +131,7 @@ def of_benchmarks(folder: Path) -> Iterable[Speed]:
     """The speeds of GANomaly in the samples of `scripts/bench.py`, which use all cores."""
     for path in sorted((folder / "benchmarks").glob("*.json")):
         told = json.loads(path.read_text(encoding="utf-8"))
-        for kind, device in told["devices"].items():
+        for kind, device in told.get("devices", {}).items():
             machine = (
                 f"{device['name']}, {told['machine']['cores']} cores" if kind == "cpu" else device["name"]
             )
