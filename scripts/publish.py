@@ -133,7 +133,7 @@ def index_lines(folder: Path) -> list[dict[str, str]]:
         "made": max(str(run["finished"])[:10] for run in runs),
     }
     rest = {
-        "command": "<br>".join(f"`{line}`" for line in sweeps(records)),
+        "command": shortened(sweeps(records)),
         "data": listed(source(run) for run in runs),
         "machine": listed(
             f"{run['machine']['cpu']}, {run['machine']['cores']} cores; {run['device']}, {run['precision']}"
@@ -164,6 +164,12 @@ def distance(cells: Sequence[Line]) -> str:
         far = f"{fmean(cell['difference'] for cell in own):+.3f} on average{reached}"
         told.append(f"{', '.join(names)}: {far} (seeds: {span(cell['n'] for cell in own)}; epochs: {epochs})")
     return f"{cells[0]['table']}: {'; '.join(told)}".translate(MARKDOWN)
+
+
+def shortened(sweeps: Sequence[str]) -> str:
+    """The first of the commands, and how many more the folder's own page has."""
+    more = len(sweeps) - 1
+    return f"`{sweeps[0]}`" + (f" and {more} more" if more else "")
 
 
 def listed(texts: Iterable[str]) -> str:
