@@ -202,7 +202,7 @@ def summary(folder: Path) -> str:
     )
     return (
         f"AUROC {figures['auroc']:.3f}, untrained {figures['auroc_untrained']:.3f}{chosen_by}: {run['model']} on "
-        f"{run['data']}, {run['case']}, seed {run['seed']}, {run['epochs_done']} epochs, "
+        f"{run['data']}, {run['case']}, seed {run['seed']}, {run['epochs_done']} epoch{'s' * (run['epochs_done'] != 1)}, "
         f"{figures['train_seconds']:.0f} s of training"
     )
 

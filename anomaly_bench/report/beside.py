@@ -213,7 +213,7 @@ def _differs(rows: Sequence[Row], records: Sequence[Record], evaluations: Sequen
     for (model, data), epochs in ran.items():
         done = span(run.get("epochs_done") for run in runs if (run["model"], run["data"]) == (model, data))
         stated = span(_known([epochs])) or "not known"
-        if done != stated:
+        if done != stated and (done, stated) != ("0", "not known"):  # trained without epochs
             parts.append(f"epochs of {model} on {data}: ours {done}, the paper's {stated}")
     parts += sorted({source(run) for run in runs if lossy(run)})
     if variant:

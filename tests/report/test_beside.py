@@ -128,6 +128,16 @@ def test_other_settings_make_tables_of_their_own_and_are_told():
     assert "epochs" not in tables[0].notes[0]
 
 
+def test_a_method_that_trains_without_epochs_differs_in_none():
+    def note(epochs: int) -> str:
+        run = digit(0, model="deep_svdd", protocol="one_vs_rest", epochs_done=epochs)
+        (table,) = paper_tables(named(run, name="deep_svdd_mnist"))
+        return table.notes[0]
+
+    assert "epochs of" not in note(0)
+    assert "epochs of deep_svdd on mnist: ours 3, the paper's not known" in note(3)
+
+
 def test_runs_without_an_experiment_are_compared_where_they_are_the_papers():
     (table,) = paper_tables([digit(1)])
     assert table.name == "ganomaly_mnist"
