@@ -200,9 +200,10 @@ def summary(folder: Path) -> str:
     chosen_by = (
         f", on validation rows {figures['auroc_validation']:.3f}" if "auroc_validation" in figures else ""
     )
+    epochs = run["epochs_done"]
     return (
         f"AUROC {figures['auroc']:.3f}, untrained {figures['auroc_untrained']:.3f}{chosen_by}: {run['model']} on "
-        f"{run['data']}, {run['case']}, seed {run['seed']}, {run['epochs_done']} epoch{'s' * (run['epochs_done'] != 1)}, "
+        f"{run['data']}, {run['case']}, seed {run['seed']}, {epochs} epoch{'' if epochs == 1 else 's'}, "
         f"{figures['train_seconds']:.0f} s of training"
     )
 
