@@ -2,6 +2,7 @@
 
     python scripts/bench_levers.py runs/levers --output results/benchmarks/levers_NAME.json     NAME.md is written too
     python scripts/bench_levers.py runs/levers data.limit=2000 trainer.max_epochs=2             shorter
+    python scripts/bench_levers.py runs/more --only without_fold seed=2,3,4                     one lever, more seeds
 
 The digits 2, 4 and 8 are left out in turn, with two seeds each: once with all levers, then with one of them off at a
 time. Steps are recorded throughout, as some levers act on these alone. What follows the folder is passed on to
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -40,9 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("runs", type=Path, help="folder of the runs")
     parser.add_argument("--output", type=Path, help="JSON file; without it the table is only printed")
+    known = dict(settings())
+    parser.add_argument("--only", choices=list(known)[1:], help="one of them beside `all`")
     given, overrides = parser.parse_known_args(arguments)
     base = BASE | dict(override.split("=", 1) for override in overrides)
-    aurocs = {name: cells(given.runs / name, base | changed) for name, changed in settings()}
+    names = ("all", given.only) if given.only else known
+    aurocs = {name: cells(given.runs / name, base | known[name]) for name in names}
     report = {
         "made": datetime.now(UTC).isoformat(timespec="minutes"),
         "git": record.git_revision(),
@@ -77,26 +82,27 @@ def cells(folder: Path, overrides: dict[str, str]) -> Cells:
 def page(report: dict[str, Any]) -> str:
     """The differences as Markdown."""
     machine, aurocs = report["machine"], report["aurocs"]
-    command = " ".join(f"{key}={value}" for key, value in report["settings"].items())
-    values = pd.DataFrame(aurocs).T.rename_axis("AUROC")
+    command = " ".join(f"{key}={value}" for key, value in sorted(report["settings"].items()))
+    values = pd.DataFrame(aurocs).T.sort_index().sort_index(axis=1).rename_axis("AUROC")
     return (
         f"{machine['cpu']}, {machine['cores']} cores; torch {report['versions']['torch']}; {report['made']}, revision "
         f"{report['git']}; `{command}`.\n\n"
         f"{pd.DataFrame(differences(aurocs)).to_markdown(index=False, floatfmt='+.4f', disable_numparse=[1])}\n\n"
         f"{values.to_markdown(floatfmt='.4f')}\n\n"
-        "AUROC with all levers less that of the line, of the same class and seed; `another seed` is seed 0 less seed "
-        "1 with all levers.\nA lever that changes the order of sums changes every run as another seed would.\n"
+        "AUROC with all levers less that of the line, of the same class and seed; `another seed` is each seed less "
+        "each later one\nof the same class, with all levers. A lever that changes the order of sums changes every "
+        "run as another seed would.\n"
     )
 
 
 def differences(aurocs: dict[str, Cells]) -> Iterator[dict[str, str | float]]:
     """A line for each lever, and one for another seed."""
     every = aurocs["all"]
-    for name, found in aurocs.items():
+    for name, found in sorted(aurocs.items()):
         if name != "all":
             yield line(name.replace("_", " ", 1), [every[cell] - found[cell] for cell in every])
-    first = {cell: auroc for cell, auroc in every.items() if cell.endswith("seed 0")}
-    yield line("another seed", [auroc - every[cell[:-1] + "1"] for cell, auroc in first.items()])
+    by_class = pd.Series(every).groupby(lambda cell: cell.split(",")[0])
+    yield line("another seed", [a - b for _, own in by_class for a, b in combinations(own.sort_index(), 2)])
 
 
 def line(name: str, found: Sequence[float]) -> dict[str, str | float]:
