@@ -49,7 +49,8 @@ def test_every_file_is_what_the_records_give(again):
 def test_the_index_has_every_result(again):
     index = (again / "README.md").read_text(encoding="utf-8").partition(PUBLISH["INDEX"])[2]
     rows = [line for line in index.splitlines() if line.startswith("| [")]
-    assert [row.split("]")[0].removeprefix("| [") for row in rows] == [folder.name for folder in FOLDERS]
+    names = [row.split("]")[0].removeprefix("| [") for row in rows]  # one for each of its papers' tables
+    assert list(dict.fromkeys(names)) == [folder.name for folder in FOLDERS]
     for row in rows:
         for part in ("`anomaly-bench -m ", "torch 2.", "cores"):
             assert part in row
