@@ -163,7 +163,7 @@ def distance(cells: Sequence[Line]) -> str:
         epochs = ", ".join(sorted({cell["epochs"] for cell in own}))
         far = f"{fmean(cell['difference'] for cell in own):+.3f} on average{reached}"
         told.append(f"{', '.join(names)}: {far} (seeds: {span(cell['n'] for cell in own)}; epochs: {epochs})")
-    return f"{cells[0]['table']}: {'; '.join(told)}".translate(MARKDOWN)
+    return f"{cells[0]['table']}: {'; '.join(told) or 'none of its numbers was run'}".translate(MARKDOWN)
 
 
 def shortened(sweeps: Sequence[str]) -> str:
