@@ -6,10 +6,11 @@
 
 The digits 2, 4 and 8 are left out in turn, with two seeds each: once with all levers, then with one of them off at a
 time. Steps are recorded throughout, as some levers act on these alone. What follows the folder is passed on to
-`anomaly-bench`; runs that are finished in the folder are not computed again.
+`anomaly-bench`; runs that are finished in the folder are not computed again, and those of other settings not counted.
 """
 
 import argparse
+import math
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = dict(settings())
     parser.add_argument("--only", choices=list(known)[1:], help="one of them beside `all`")
     given, overrides = parser.parse_known_args(arguments)
+    if wrong := [override for override in overrides if "=" not in override]:
+        parser.error(f"{wrong[0]}: settings are KEY=VALUE")
     base = BASE | dict(override.split("=", 1) for override in overrides)
     names = ("all", given.only) if given.only else known
     aurocs = {name: cells(given.runs / name, base | known[name]) for name in names}
@@ -72,11 +75,21 @@ def settings() -> Iterator[tuple[str, dict[str, str]]]:
 
 def cells(folder: Path, overrides: dict[str, str]) -> Cells:
     """AUROC of every run of a sweep."""
-    words = [f"{key}={value}" for key, value in overrides.items()]
-    command = [sys.executable, "-m", "anomaly_bench.cli", "-m", *words, f"runs_dir={folder}"]
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    finished = [found for found in record.read_records(folder) if found.status == "finished"]
-    return {f"{found.run['class']}, seed {found.run['seed']}": found.metrics["auroc"] for found in finished}
+    sweep = overrides | {"runs_dir": str(folder)}
+    words = [f"{key}={value}" for key, value in sweep.items()]
+    subprocess.run([sys.executable, "-m", "anomaly_bench.cli", "-m", *words], check=True, stdout=sys.stderr)
+    return {
+        f"{found.run['class']}, seed {found.run['seed']}": found.metrics["auroc"]
+        for found in record.read_records(folder)
+        if found.status == "finished" and is_of(sweep, found.run["overrides"])
+    }
+
+
+def is_of(sweep: dict[str, str], overrides: Sequence[str]) -> bool:
+    """Whether a run with these settings is one of the sweep's."""
+    own = dict(override.split("=", 1) for override in overrides)
+    asked = {key: value.split(",") for key, value in sweep.items() if not key.startswith("hydra.")}
+    return own.keys() == asked.keys() and all(own[key] in values for key, values in asked.items())
 
 
 def page(report: dict[str, Any]) -> str:
@@ -96,13 +109,14 @@ def page(report: dict[str, Any]) -> str:
 
 
 def differences(aurocs: dict[str, Cells]) -> Iterator[dict[str, str | float]]:
-    """A line for each lever, and one for another seed."""
+    """A line for each lever, and one for another seed where there are several."""
     every = aurocs["all"]
     for name, found in sorted(aurocs.items()):
         if name != "all":
             yield line(name.replace("_", " ", 1), [every[cell] - found[cell] for cell in every])
     by_class = pd.Series(every).groupby(lambda cell: cell.split(",")[0])
-    yield line("another seed", [a - b for _, own in by_class for a, b in combinations(own.sort_index(), 2)])
+    if apart := [a - b for _, own in by_class for a, b in combinations(own.sort_index(), 2)]:
+        yield line("another seed", apart)
 
 
 def line(name: str, found: Sequence[float]) -> dict[str, str | float]:
@@ -111,7 +125,7 @@ def line(name: str, found: Sequence[float]) -> dict[str, str | float]:
         "": name,
         "n": str(len(found)),
         "mean": fmean(found),
-        "standard deviation": stdev(found),
+        "standard deviation": stdev(found) if len(found) > 1 else math.nan,
         "lowest": min(found),
         "highest": max(found),
     }

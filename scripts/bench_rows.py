@@ -28,6 +28,10 @@ from anomaly_bench.training.scoring import score_rows
 from anomaly_bench.training.trainer import Trainer
 
 METHODS = {"repen": REPEN, "rdp": partial(RDP, levels=2)}
+COLUMNS = (
+    *("method", "rows", "columns", "memory of the rows, MiB", "peak above that, MiB"),
+    *("stages", "learning, s", "scoring, s", "scores that are finite"),
+)
 SIZES = ((250_000, 10), (500_000, 10), (1_000_000, 10), (5_000, 10_000), (5_000, 100_000))
 
 
@@ -97,7 +101,7 @@ def page(lines: Sequence[dict[str, str | int | float]], facts: dict[str, object]
     """The measurements as Markdown."""
     machine = facts["machine"]
     assert isinstance(machine, dict)
-    table = pd.DataFrame(lines).to_markdown(index=False, intfmt=",")
+    table = pd.DataFrame(lines, columns=list(COLUMNS)).to_markdown(index=False, intfmt=",")
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {facts['made']}, revision "
         f"{facts['git']}.\n\n{table}\n\nOne epoch of each stage; RDP has two levels of its eight. Memory of the "

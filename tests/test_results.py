@@ -7,6 +7,7 @@ import shutil
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from anomaly_bench.record import read_json, read_records
@@ -93,6 +94,27 @@ def test_the_readme_shows_tables_that_the_records_give():
     rows = [line for line in table if line.startswith("|")]
     assert len(rows) == 4 + 13
     assert [line for line in rows if line not in readme] == []
+
+
+def test_the_readme_has_the_gans_as_the_records_give_them():
+    def short(value: float) -> str:
+        return f"{value:.3f}".removeprefix("0")
+
+    frame = pd.read_csv(RESULTS / "gans_mnist" / "table.csv", dtype={"class": str})
+    lines = []
+    for model, own in frame[frame["class"] != "mean"].groupby("model"):
+        cells = [*own.sort_values("class")["mean"], own["mean"].mean(), own["untrained_mean"].mean()]
+        lines.append((own["mean"].mean(), f"| {model} | {' | '.join(map(short, cells))} |"))
+    assert len(lines) == 14
+    wanted = "\n".join(
+        ["|:---|---:|---:|---:|---:|---:|", *(line for _, line in sorted(lines, reverse=True)), ""]
+    )
+    assert wanted in (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_index_names_one_command_and_how_many_more():
+    assert PUBLISH["shortened"](["one"]) == "`one`"
+    assert PUBLISH["shortened"](["one", "two", "three"]) == "`one` and 2 more"
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("benchmarks/*.json")), ids=lambda path: path.stem)

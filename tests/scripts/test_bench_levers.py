@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from anomaly_bench.record import read_json
@@ -22,6 +23,27 @@ def test_a_lever_s_difference_is_of_the_same_class_and_seed(monkeypatch: pytest.
     assert lever["mean"] == pytest.approx((0.2 - 0.1) / 4)
     assert (lever["lowest"], lever["highest"]) == pytest.approx((-0.1, 0.2))
     assert (seed[""], seed["n"], seed["mean"]) == ("another seed", "2", pytest.approx(0.15))
+
+
+def test_one_seed_has_no_other_and_one_run_no_deviation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from bench_levers import differences
+
+    (lever,) = differences({"all": {"2, seed 0": 0.9}, "inductor": {"2, seed 0": 0.7}})
+    assert lever["mean"] == pytest.approx(0.2)
+    assert pd.isna(lever["standard deviation"])
+
+
+def test_runs_of_other_settings_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from bench_levers import is_of
+
+    sweep = {"seed": "0,1", "trainer.max_epochs": "6", "hydra.launcher.n_jobs": "1"}
+    assert is_of(sweep, ["seed=1", "trainer.max_epochs=6"])
+    assert not is_of(sweep, ["seed=2", "trainer.max_epochs=6"])
+    assert not is_of(sweep, ["seed=1", "trainer.max_epochs=2"])
+    assert not is_of(sweep, ["seed=1"])
+    assert not is_of(sweep, ["seed=1", "trainer.max_epochs=6", "data.limit=60"])
 
 
 @pytest.mark.slow
