@@ -8,6 +8,9 @@ from anomaly_bench.errors import SettingError
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
+MULTIPLY_IN_BF16 = ("amx_bf16", "avx512_bf16")
+"""Flags of processors on which `scripts/bench.py` found bf16 faster, in training and in scoring."""
+
 
 def pick_device(wanted: str) -> torch.device:
     """The device of `trainer.device=auto|cpu|cuda[:i]|mps`; one that is not there is a SettingError."""
@@ -37,7 +40,7 @@ def pick_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    return "bf16" if device.type == "cpu" and cpu_flag("amx_bf16") else "fp32"
+    return "bf16" if device.type == "cpu" and any(map(cpu_flag, MULTIPLY_IN_BF16)) else "fp32"
 
 
 def cpu_flag(flag: str) -> bool:

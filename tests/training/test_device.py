@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from anomaly_bench.errors import SettingError
+from anomaly_bench.training import device as devices
 from anomaly_bench.training.device import available_devices, cpu_flag, pick_device, pick_precision
 
 CPU = torch.device("cpu")
@@ -42,8 +43,15 @@ def test_a_precision_that_is_asked_for_is_taken(wanted: str) -> None:
     assert pick_precision(wanted, CPU) == wanted
 
 
-def test_auto_is_bf16_where_the_processor_multiplies_in_it() -> None:
-    assert pick_precision("auto", CPU) == ("bf16" if cpu_flag("amx_bf16") else "fp32")
+@pytest.mark.parametrize(
+    ("flag", "precision"),
+    [("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("avx512f", "fp32"), ("avx512_bf16_of_another", "fp32")],
+)
+def test_auto_is_bf16_where_the_processor_multiplies_in_it(
+    flag: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "cpu_flag", lambda asked: asked == flag)
+    assert pick_precision("auto", CPU) == precision
     assert pick_precision("auto", torch.device("mps")) == "fp32"
 
 
