@@ -41,6 +41,7 @@ DAGMM = {"hidden": [8], "code": 2, "k": 2, "epochs": 40, "lr": 5e-3}
 OWN: dict[str, dict[str, object]] = {
     "aae": {"epochs": 8},
     "adgan": {"generator_steps": 80, "n_seeds": 2, "descent_steps": 4, "z_lr": 0.25},
+    "cae_if": {"epochs": 5, "code": 128, "trees": 300},  # of fewer, luck decides
     "alocc": {"refiner_steps": 1, "lambda_": 40.0, "sigma": 0.02},  # in few steps, else R wins too early
     "constrained_aae": {"epochs": 8, "n_critic": 1, "warmup": 2, "warmup_epochs": 1, "batch_size": 24},
     "deep_svdd": {"pretrain_epochs": 10},
@@ -121,6 +122,7 @@ GOOD_CONTROL: dict[str, str] = {
     "ensemble": "distances in random codes tell these toys apart already",
     "repen": "random distances tell these toys apart already",
     "gmm_en": "nothing but the penalty keeps its codes apart, and training it is of no use in its paper either",
+    "simclr_ocsvm": "on random features, its one-class SVM tells these toys apart already",
     "ocsvm_ae": "on random features, its one-class SVM tells these toys apart already",
 }
 """By model: why training need not improve on the untrained control."""

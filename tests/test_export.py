@@ -62,6 +62,7 @@ def bags(place: Path) -> Path:
 def runs(place: Path, bags: Path) -> dict[str, Path]:
     """Runs on images of another mean than usual, and on a table with gaps and a category."""
     images = {"data": "folder", "protocol": "folder", "data__root": str(bags)}
+    images["trainer__precision"] = "fp32"  # as the file computes
     scaled = images | {"data__mean": "0.3", "data__std": "0.7"}
     table = {"data": "table", "protocol": "tabular_half", "data__label": "kind"}
     table["data__root"] = str(people(place / "people.csv"))
