@@ -9,7 +9,7 @@ from anomaly_bench.errors import SettingError
 PRECISIONS = ("auto", "fp32", "bf16")
 
 MULTIPLY_IN_BF16 = ("amx_bf16", "avx512_bf16")
-"""Flags of processors on which `scripts/bench.py` found bf16 faster, in training and in scoring."""
+"""Flags, as Linux has them, of processors that have such instructions."""
 
 
 def pick_device(wanted: str) -> torch.device:
