@@ -112,6 +112,28 @@ def test_the_readme_has_the_gans_as_the_records_give_them():
     assert wanted in (RESULTS.parent / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_readme_s_speeds_are_the_benchmark_s():
+    speeds, benchmark = {}, (RESULTS / "benchmarks" / "bf16_epyc_2_cores.md").read_text(encoding="utf-8")
+    what = ""
+    for line in benchmark.splitlines():
+        cells = [cell.strip().partition(" [")[0] for cell in line.split("|")[1:-1]]
+        if len(cells) == 7:
+            what = cells[0] or what
+            speeds[what, cells[1]] = cells[2], cells[6].removeprefix("0")
+    readme = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("\n## Speed\n")[2].partition("\n## ")[0]
+    for what in (
+        *("training, images/s", "training within that command, images/s", "scoring, batch 64, images/s"),
+        *(
+            "scoring, batch 1, images/s",
+            "scoring image files, images/s",
+            "start to the end of the first step, s",
+        ),
+    ):
+        (own, ratio), (other, _) = speeds[what, "anomaly-bench"], speeds[what, "anomalib"]
+        assert f" | {own} | {other} | {ratio} |\n" in shown
+
+
 def test_the_index_names_one_command_and_how_many_more():
     assert PUBLISH["shortened"](["one"]) == "`one`"
     assert PUBLISH["shortened"](["one", "two", "three"]) == "`one` and 2 more"
