@@ -56,11 +56,14 @@ from torch.optim import SGD
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.parts import in_parts
-from anomaly_bench.networks.transformations import Transformations, next_of, random_orders, rounds
+from anomaly_bench.networks.transformations import (
+    Transformations,
+    images_at_once,
+    next_of,
+    random_orders,
+    rounds,
+)
 from anomaly_bench.networks.wide_resnet import WideResNet
-
-AT_ONCE = 1024
-"""Transformed images that are scored at once."""
 
 
 class E3Outlier(Detector):
@@ -139,8 +142,9 @@ class E3Outlier(Detector):
 
     def log_p(self, x: Tensor) -> Tensor:
         """log p_t(x), `[N, K, K]`: what is said of each operation on images `[N, C, S, S]`."""
-        parts = [self.net(self.transform.views(part)) for part in in_parts(x, AT_ONCE // self.kinds)]
-        return torch.cat(parts).float().log_softmax(1).view(x.shape[0], self.kinds, self.kinds)
+        parts = in_parts(x, images_at_once(self.kinds, x.device))
+        logits = torch.cat([self.net(self.transform.views(part)) for part in parts])
+        return logits.float().log_softmax(1).view(x.shape[0], self.kinds, self.kinds)
 
     def score(self, x: Tensor) -> Tensor:
         """A(x), `[N]`."""

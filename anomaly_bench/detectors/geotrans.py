@@ -55,11 +55,14 @@ from torch.nn.functional import cross_entropy
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.parts import in_parts
-from anomaly_bench.networks.transformations import Transformations, next_of, random_orders, rounds
+from anomaly_bench.networks.transformations import (
+    Transformations,
+    images_at_once,
+    next_of,
+    random_orders,
+    rounds,
+)
 from anomaly_bench.networks.wide_resnet import WideResNet
-
-AT_ONCE = 1024
-"""Transformed images that are scored at once."""
 
 EULER = 0.5772156649015329
 """-psi(1)."""
@@ -131,15 +134,16 @@ class GeoTrans(Detector):
     def fitted(self, train: Rows) -> Tensor:
         """alpha of the training images, from the means of p and of log p."""
         sums = torch.zeros(2, self.kinds, self.kinds, dtype=torch.float64, device=train.device)
-        for batch in train.in_order(max(1, AT_ONCE // self.kinds)):
+        for batch in train.in_order(images_at_once(self.kinds, train.device)):
             log_p = self.log_p(batch.x)
             sums += torch.stack([log_p.exp().sum(0), log_p.sum(0)])
         return dirichlet(*sums / len(train))
 
     def log_p(self, x: Tensor) -> Tensor:
         """log p_t(x), float64 `[N, T, T]`: what is said of each transformation of images `[N, C, S, S]`."""
-        parts = [self.net(self.transform.views(part)) for part in in_parts(x, AT_ONCE // self.kinds)]
-        return torch.cat(parts).double().log_softmax(1).view(x.shape[0], self.kinds, self.kinds)
+        parts = in_parts(x, images_at_once(self.kinds, x.device))
+        logits = torch.cat([self.net(self.transform.views(part)) for part in parts])
+        return logits.double().log_softmax(1).view(x.shape[0], self.kinds, self.kinds)
 
     def score(self, x: Tensor) -> Tensor:
         """A(x), `[N]`."""

@@ -16,6 +16,11 @@ from anomaly_bench.errors import SettingError
 SETS = ("ra", "ra+ia", "ra+ia+pr")
 """Regular affine, irregular affine, patch re-arranging."""
 
+VIEWS_AT_ONCE = 1024
+"""Transformed images that go through a network at once."""
+
+VIEWS_ON_A_CPU = 128
+
 
 class Transformations(nn.Module):
     """T transformations of square images `[N, C, S, S]`; number 0 leaves them as they are.
@@ -195,3 +200,8 @@ def next_of(order: Tensor, turn: Tensor, index: Tensor) -> Tensor:
 def rounds(epochs: int, kinds: int) -> int:
     """Passes over the training rows, rounded up to whole rounds of all transformations."""
     return kinds * -(-epochs // kinds)
+
+
+def images_at_once(kinds: int, device: torch.device) -> int:
+    """How many images get all operations at once; on a CPU few, whose activations its caches hold."""
+    return max(1, (VIEWS_ON_A_CPU if device.type == "cpu" else VIEWS_AT_ONCE) // kinds)

@@ -37,6 +37,9 @@ GRAPH_FROM = 2e12
 INDUCTOR_FROM = 1e14
 """Operations of a stage from which half a minute of compiling pays."""
 
+INDUCTOR_FROM_CALLS = 1e7
+"""Calls of torch's kernels in a stage from which it pays too: compiled, each takes microseconds less."""
+
 Step = Callable[[Batch], dict[str, Tensor]]
 Run = Callable[[Tensor, Tensor], list[Tensor]]
 
@@ -61,8 +64,8 @@ def prepared(
     """The step of `stage` as `mode` has it; detector, optimisers and random state are as they were afterwards.
 
     Args:
-        mode: one of MODES. `auto` decides by the operations of all steps together, never by time, so that the
-            same settings give the same bits; it never records on an accelerator, nor small stages.
+        mode: one of MODES. `auto` decides by the operations and calls of all steps together, never by time, so
+            that the same settings give the same bits; it never records on an accelerator, nor small stages.
         batch: one like those to come.
         n_steps: of the whole stage.
         context: that the eager step runs in: autocast, or nothing.
@@ -77,10 +80,10 @@ def prepared(
     if mode == "off" or (mode == "auto" and not (on_cpu and n_steps * len(batch.x) >= ROWS_FROM)):
         return Prepared(eager, "eager")
     try:
-        operations, changed = rehearsed(eager, detector, stage, batch)
+        work, changed = rehearsed(eager, detector, stage, batch)
         if changed:
             raise NotRepeatable(f"it changes {', '.join(changed)}")
-        chosen = worthwhile(operations * n_steps) if mode == "auto" else mode
+        chosen = worthwhile(work.total * n_steps, work.calls * n_steps) if mode == "auto" else mode
         if chosen == "off":
             return Prepared(eager, "eager")
         with undone(detector, stage):
@@ -97,9 +100,9 @@ class NotRepeatable(Exception):
     """A step that does not do the same every time."""
 
 
-def worthwhile(operations: int) -> str:
-    """The mode that pays for a stage of so many operations on a CPU."""
-    if operations > INDUCTOR_FROM:
+def worthwhile(operations: int, calls: int) -> str:
+    """The mode that pays for a stage of so many operations, in so many calls of kernels, on a CPU."""
+    if operations > INDUCTOR_FROM or calls > INDUCTOR_FROM_CALLS:
         return "inductor"
     return "graph" if operations > GRAPH_FROM else "off"
 
@@ -115,8 +118,8 @@ def as_one(
     return cuda_graph(run, batch) if batch.x.device.type == "cuda" else run, names
 
 
-def rehearsed(eager: Step, detector: Detector, stage: Stage, batch: Batch) -> tuple[int, list[str]]:
-    """Operations of one step, and the plain numbers that it changes; leaves everything as it was."""
+def rehearsed(eager: Step, detector: Detector, stage: Stage, batch: Batch) -> tuple["Operations", list[str]]:
+    """What one step computes, and the plain numbers that it changes; leaves everything as it was."""
     before = plain_numbers(detector, stage)
     with undone(detector, stage), Operations() as counter:
         eager(batch)
@@ -124,18 +127,20 @@ def rehearsed(eager: Step, detector: Detector, stage: Stage, batch: Batch) -> tu
     changed = [name for name, (value, _) in after.items() if name not in before or before[name][0] != value]
     for _, put_back in before.values():
         put_back()
-    return counter.total, changed
+    return counter, changed
 
 
 class Operations(TorchDispatchMode):
-    """Counts the floating-point operations of convolutions and products inside it.
+    """Counts the floating-point operations of convolutions and products inside it, and all calls of kernels.
 
     torch's own FlopCounterMode also hooks every module, which gradients of gradients do not allow.
     """
 
     total = 0
+    calls = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
         out = func(*args, **(kwargs or {}))
         if (count := flop_registry.get(func.overloadpacket)) is not None:
             self.total += count(*args, **(kwargs or {}), out_val=out)

@@ -129,7 +129,12 @@ def test_a_step_that_is_not_the_same_every_time_runs_as_it_is_written(
 
 
 def test_stages_are_prepared_as_their_work_deserves() -> None:
-    assert [worthwhile(operations) for operations in (10**9, 10**13, 10**15)] == ["off", "graph", "inductor"]
+    assert [worthwhile(operations, 0) for operations in (10**9, 10**13, 10**15)] == [
+        "off",
+        "graph",
+        "inductor",
+    ]
+    assert [worthwhile(0, calls) for calls in (10**6, 10**8)] == ["off", "inductor"]
     _, history = learned(ganomaly)
     assert {line.step for line in history} == {"eager"}
 
@@ -139,6 +144,15 @@ def test_auto_counts_the_operations_of_all_steps(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(capture, "GRAPH_FROM", 10)
     _, history = learned(ganomaly)
     assert {line.step for line in history} == {"graph"}
+
+
+def test_a_rehearsal_counts_operations_and_calls() -> None:
+    def step(batch: Batch) -> dict[str, Tensor]:
+        return {"loss": (batch.x @ batch.x).exp()}
+
+    stage = Stage("only", 1, step, ())
+    work, _ = capture.rehearsed(step, dictated(), stage, Batch(torch.eye(4), torch.arange(4)))
+    assert (work.total, work.calls) == (2 * 4**3, 2)
 
 
 def test_numbers_of_a_closure_and_of_an_optimiser_are_seen_and_put_back() -> None:
@@ -153,9 +167,9 @@ def test_numbers_of_a_closure_and_of_an_optimiser_are_seen_and_put_back() -> Non
         return {}
 
     stage = Stage("only", 1, step, (optimizer,))
-    operations, changed = capture.rehearsed(step, detector, stage, Batch(torch.empty(0), torch.empty(0)))
+    work, changed = capture.rehearsed(step, detector, stage, Batch(torch.empty(0), torch.empty(0)))
     assert changed == ["lr of group 0 of optimiser 0", "count of its closure"]
-    assert (operations, count, optimizer.param_groups[0]["lr"]) == (0, 0, 1.0)
+    assert (work.total, count, optimizer.param_groups[0]["lr"]) == (0, 0, 1.0)
 
 
 @pytest.mark.slow
