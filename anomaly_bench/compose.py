@@ -1,8 +1,10 @@
 """From settings to what one run is made of: data, split, trainer, detector, and the folder they end in."""
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import import_module
@@ -288,8 +290,22 @@ def plain_part(config: DictConfig) -> dict[str, Any]:
 
 
 def build(model: DictConfig, shape: tuple[int, ...]) -> Detector:
-    """The detector of a `model` config, whose targets were checked, for rows of `shape`."""
-    return instantiate(model)(shape=shape)
+    """The detector of a `model` config, whose targets were checked, for rows of `shape`; no layer of it is empty."""
+    with contextlib.suppress(ZeroDivisionError), warnings.catch_warnings():  # by no inputs, for first weights
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        detector = instantiate(model)(shape=shape)
+        if all(parameter.numel() for parameter in detector.parameters()):
+            return detector
+    raise SettingError(f"model: a layer would be empty; too small is one of {', '.join(smallest(model))}")
+
+
+def smallest(model: Any, group: str = "model") -> Iterator[str]:
+    """Settings of a `model` config, at any depth, that are 0 or 1 as a whole number, as they are typed."""
+    for key, value in model.items() if isinstance(model, DictConfig) else enumerate(model):
+        if isinstance(value, DictConfig | ListConfig):
+            yield from smallest(value, f"{group}.{key}")
+        elif type(value) is int and value < 2:
+            yield f"{group}.{key}={value}"
 
 
 def check_targets(model: Any, packages: Sequence[str] | None = None, group: str = "model") -> None:

@@ -1,5 +1,6 @@
 """Which rows a run learns from: those of the protocol, or for a transductive detector the ones it is tested on."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from anomaly_bench.compose import Job, compose, declares
+from anomaly_bench.compose import Job, build, compose, declares, settings_of
 from anomaly_bench.detector import Detector, Rows, Stage
 from anomaly_bench.errors import SettingError
 from anomaly_bench.schema import Settings
@@ -118,3 +119,21 @@ def test_a_method_learns_as_long_as_its_paper_on_the_sets_of_its_paper(model, da
     ConfigStore.instance().store("schema", Settings)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         assert hydra_compose("config", [f"model={model}", f"data={data}"]).model.epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("model", "small"),
+    [
+        ("ganomaly", "model.nz=0"),
+        ("ae", "model.width=0"),
+        ("aae", "model.width=0"),
+        ("egbad", "model.hidden=1"),
+        ("alad", "model.d_zz.0=0"),
+        ("ensemble", "model.members.vae.features.code=0"),
+    ],
+)
+def test_a_layer_without_units_is_refused_with_what_may_be_too_small(model: str, small: str) -> None:
+    settings, _ = settings_of([f"model={model}", "data=digits"])
+    OmegaConf.update(settings, small.partition("=")[0].replace(".0", "[0]"), int(small[-1]))
+    with pytest.raises(SettingError, match=r"empty; too small is one of .*" + re.escape(small)):
+        build(settings.model, (1, 32, 32))
