@@ -56,8 +56,9 @@ from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, ad
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.parts import in_parts
 from anomaly_bench.networks.transformations import (
+    VIEWS_AT_ONCE,
+    VIEWS_ON_A_CPU,
     Transformations,
-    images_at_once,
     next_of,
     random_orders,
     rounds,
@@ -134,14 +135,14 @@ class GeoTrans(Detector):
     def fitted(self, train: Rows) -> Tensor:
         """alpha of the training images, from the means of p and of log p."""
         sums = torch.zeros(2, self.kinds, self.kinds, dtype=torch.float64, device=train.device)
-        for batch in train.in_order(images_at_once(self.kinds, train.device)):
+        for batch in train.in_order(max(1, VIEWS_AT_ONCE // self.kinds)):
             log_p = self.log_p(batch.x)
             sums += torch.stack([log_p.exp().sum(0), log_p.sum(0)])
         return dirichlet(*sums / len(train))
 
     def log_p(self, x: Tensor) -> Tensor:
         """log p_t(x), float64 `[N, T, T]`: what is said of each transformation of images `[N, C, S, S]`."""
-        parts = in_parts(x, images_at_once(self.kinds, x.device))
+        parts = in_parts(x, VIEWS_AT_ONCE // self.kinds, VIEWS_ON_A_CPU // self.kinds)
         logits = torch.cat([self.net(self.transform.views(part)) for part in parts])
         return logits.double().log_softmax(1).view(x.shape[0], self.kinds, self.kinds)
 

@@ -69,6 +69,9 @@ HELD_OUT = 10
 AT_ONCE = 2**15
 """Pixels that are described at once."""
 
+ON_A_CPU = 2**12
+"""As many on a CPU: 1.1 times as fast there as with the above."""
+
 Source = Callable[[Tensor], Tensor]
 
 
@@ -174,7 +177,7 @@ class UninformedStudents(Detector):
             raise SettingError(f"model.teacher=distilled: takes 1 or 3 channels, found {shape[0]}")
         decoded = 512 if teacher == "distilled" else None
         self.scales = nn.ModuleList(Scale(p, shape[0], width, d, students, decoded) for p in patch_sizes)
-        self.at_once = max(1, AT_ONCE // math.prod(shape[1:]))
+        self.pixels = math.prod(shape[1:])
         self.teacher, self.weights = teacher, weights
         self.lambda_c, self.compactness, self.delta = lambda_c, compactness, delta
         self.teacher_lr, self.teacher_batch_size = teacher_lr, teacher_batch_size
@@ -263,7 +266,7 @@ class UninformedStudents(Detector):
     def described(self, scale: Scale, train: Rows, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """mu and sigma of the teacher over all pixels of the chosen rows (bool `[N]`), each `[d]`."""
         parts = []
-        for index in chosen.nonzero()[:, 0].split(self.at_once):
+        for index in self.in_parts(chosen.nonzero()[:, 0]):
             parts.append(torch.var_mean(scale.teacher.dense(train.take(index)), (2, 3), correction=0))
         variances, means = (torch.cat(part) for part in zip(*parts, strict=True))
         variance, mean = torch.var_mean(means, 0, correction=0)
@@ -272,13 +275,14 @@ class UninformedStudents(Detector):
     def measured(self, scale: Scale, train: Rows, chosen: Tensor) -> Tensor:
         """Mean and deviation of e and of v over all pixels of the chosen rows (bool `[N]`), `[2, 2]`."""
         seen = torch.cat(
-            [
-                scale.error_and_variance(train.take(index))
-                for index in chosen.nonzero()[:, 0].split(self.at_once)
-            ]
+            [scale.error_and_variance(train.take(index)) for index in self.in_parts(chosen.nonzero()[:, 0])]
         )
         std, mean = torch.std_mean(seen, (0, 2, 3), correction=0)
         return torch.stack([mean, std.clamp_min(1e-6)], 1)
+
+    def in_parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Images, or indices of some, in parts that are described at once."""
+        return in_parts(rows, AT_ONCE // self.pixels, ON_A_CPU // self.pixels)
 
     def score(self, x: Tensor) -> Tensor:
         """A(x), `[N]`."""
@@ -286,10 +290,8 @@ class UninformedStudents(Detector):
 
     def explain(self, x: Tensor) -> Explanation:
         """Score, and the map of equation (12)."""
-        parts = [
-            torch.stack([scale(part) for scale in self.scales]).mean(0) for part in in_parts(x, self.at_once)
-        ]
-        maps = torch.cat(parts)
+        parts = self.in_parts(x)
+        maps = torch.cat([torch.stack([scale(part) for scale in self.scales]).mean(0) for part in parts])
         flat = maps.flatten(1)
         return Explanation(flat.amax(1) if self.image_score == "max" else flat.mean(1), maps)
 

@@ -219,7 +219,7 @@ def maps_of(detector, x: Tensor, held: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("sizes", [[17], [17, 33]])
 def test_the_map_is_error_and_disagreement_by_what_is_usual(sizes, monkeypatch):
-    monkeypatch.setattr(uninformed_students, "AT_ONCE", 3 * 48)
+    monkeypatch.setattr(uninformed_students, "ON_A_CPU", 3 * 48)
     detector, train, x = small(patch_sizes=sizes), noise(20, SHAPE), noise(4, SHAPE, seed=2)
     assert [stage.name for stage in stages(detector, train)] == (
         ["teacher", "students"]

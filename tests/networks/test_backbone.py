@@ -73,7 +73,7 @@ def test_grey_images_are_three_equal_channels(monkeypatch):
     net, x = small(input_size=32), images(5, channels=1)
     whole = net(x)
     torch.testing.assert_close(whole, net(x.expand(-1, 3, -1, -1)), rtol=0, atol=1e-6)
-    monkeypatch.setattr(backbone, "AT_ONCE", 2)
+    monkeypatch.setattr(backbone, "ON_A_CPU", 2)
     torch.testing.assert_close(net(x), whole, rtol=0, atol=1e-5)
 
 

@@ -10,7 +10,6 @@ from scipy import ndimage
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.transformations import (
     Transformations,
-    images_at_once,
     next_of,
     random_orders,
     rounds,
@@ -146,9 +145,3 @@ def test_only_those_in_the_batch_have_had_a_turn():
 def test_whole_rounds(epochs, kinds, passes):
     assert rounds(epochs, kinds) == passes
     assert rounds(epochs, kinds) == kinds * int(np.ceil(epochs / kinds))
-
-
-def test_at_least_one_image_at_once_and_more_on_an_accelerator() -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert [images_at_once(kinds, cpu) for kinds in (8, 72, 1111)] == [16, 1, 1]
-    assert [images_at_once(kinds, cuda) for kinds in (8, 72, 1111)] == [128, 14, 1]
