@@ -1,13 +1,10 @@
 """From settings to what one run is made of: data, split, trainer, detector, and the folder they end in."""
 
-import contextlib
 import hashlib
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,12 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from anomaly_bench import record
-from anomaly_bench.arguments import MOST, check_arguments
+from anomaly_bench.arguments import MOST
 from anomaly_bench.data import shared
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.scaling import Scaler, fit_scaler
@@ -34,6 +31,7 @@ from anomaly_bench.rows import Rows
 from anomaly_bench.schema import Settings
 from anomaly_bench.schema import on_data as on_data  # configs of methods use it
 from anomaly_bench.sweep import SHARED
+from anomaly_bench.targets import build, check_group, check_targets, declares
 from anomaly_bench.training.checkpoint import load_tensors
 from anomaly_bench.training.trainer import Trainer
 from anomaly_bench.validation import Validation, check_blind, hold_out
@@ -263,15 +261,6 @@ def plain(settings: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def check_group(group: str, config: Any) -> None:
-    """Refuse what the target of the group `data`, `protocol` or `tracker` cannot take."""
-    if not isinstance(config, DictConfig) or "_target_" not in config:
-        raise SettingError(f"{group}={config}: a config with a _target_ is needed")
-    if not callable(found := located(str(config["_target_"]))):
-        raise SettingError(f"{group}._target_={config['_target_']}: there is no such function")
-    check_arguments(group, plain_part(config), found)
-
-
 def check_evaluation(evaluation: dict[str, Any]) -> None:
     """Refuse switches of `evaluation` that are out of range."""
     if not 1 <= evaluation["batch_size"] <= MOST:
@@ -280,84 +269,6 @@ def check_evaluation(evaluation: dict[str, Any]) -> None:
         )
     if not 0 <= evaluation["quantile"] <= 1:
         raise SettingError(f"evaluation.quantile={evaluation['quantile']}: allowed is a share from 0 to 1")
-
-
-def plain_part(config: DictConfig) -> dict[str, Any]:
-    """A config as plain values, its interpolations resolved."""
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
-
-def build(model: DictConfig, shape: tuple[int, ...]) -> Detector:
-    """The detector of a `model` config, whose targets were checked, for rows of `shape`; no layer of it is empty."""
-    with contextlib.suppress(ZeroDivisionError), warnings.catch_warnings():  # by no inputs, for first weights
-        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-        detector = instantiate(model)(shape=shape)
-        if all(parameter.numel() for parameter in detector.parameters()):
-            return detector
-    raise SettingError(f"model: a layer would be empty; too small is one of {', '.join(smallest(model))}")
-
-
-def smallest(model: Any, group: str = "model") -> Iterator[str]:
-    """Settings of a `model` config, at any depth, that are 0 or 1 as a whole number, as they are typed."""
-    for key, value in model.items() if isinstance(model, DictConfig) else enumerate(model):
-        if isinstance(value, DictConfig | ListConfig):
-            yield from smallest(value, f"{group}.{key}")
-        elif type(value) is int and value < 2:
-            yield f"{group}.{key}={value}"
-
-
-def check_targets(model: Any, packages: Sequence[str] | None = None, group: str = "model") -> None:
-    """Refuse a `model` config with a `_target_`, at any depth, that is no detector, or with arguments it cannot take.
-
-    Args:
-        model: the config.
-        packages: that targets may lie in, a module of no other is imported; None for any.
-        group: in whose name settings are typed.
-    """
-    if isinstance(model, ListConfig):
-        for number, value in enumerate(model):
-            check_targets(value, packages, f"{group}.{number}")
-    if not isinstance(model, DictConfig):
-        if group == "model":
-            raise SettingError(f"{group}={model}: a config with a _target_ is needed")
-        return
-    for key, value in model.items():
-        if key != "_target_":
-            check_targets(value, packages, f"{group}.{key}")
-    if group != "model" and "_target_" not in model:
-        return
-    typed = f"{group}._target_={(target := model.get('_target_'))}"
-    if not isinstance(target, str):
-        raise SettingError(f"{typed}: the path of a Detector is needed")
-    if packages is not None and not any(target.startswith(f"{package}.") for package in packages):
-        raise SettingError(
-            f"{typed}: a run's folder may name methods of {', '.join(packages)} only; to let it name one of "
-            f"your own, add --allow {target.partition('.')[0]}"
-        )
-    if not (isinstance(found := located(target), type) and issubclass(found, Detector)):
-        raise SettingError(f"{typed}: not a Detector of this or an installed package")
-    if lacking := sorted(found.__abstractmethods__):
-        raise SettingError(f"{typed}: it lacks {', '.join(lacking)}")
-    check_arguments(group, plain_part(model), found)
-
-
-def declares(model: Any, name: str) -> bool:
-    """Whether a `model` config, or one inside it, is of a detector that says `name` of itself."""
-    if not isinstance(model, DictConfig):
-        return False
-    own = getattr(located(str(model.get("_target_"))), name, False)
-    return own or any(declares(value, name) for value in model.values())
-
-
-def located(target: str) -> Any:
-    """What a dotted path names; None where there is nothing."""
-    module, _, name = target.rpartition(".")
-    try:
-        return getattr(import_module(module), name, None)
-    except (ImportError, ValueError, TypeError):  # TypeError of names that begin with a point
-        return None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from anomaly_bench import metrics
-from anomaly_bench.compose import build, data_yaml, plain, settings_of
+from anomaly_bench.compose import data_yaml, plain, settings_of
 from anomaly_bench.compose import load_data as load_dataset
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.scaling import fit_scaler
@@ -35,6 +35,7 @@ from anomaly_bench.errors import SettingError
 from anomaly_bench.places import CONFIGS
 from anomaly_bench.rows import Rows
 from anomaly_bench.run import TRAINING_SAMPLE, losses_frame, some, threshold_of
+from anomaly_bench.targets import build
 from anomaly_bench.training.scoring import score_rows
 from anomaly_bench.training.trainer import Trainer
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from anomaly_bench import record
-from anomaly_bench.compose import Job, declares
+from anomaly_bench.compose import Job
 from anomaly_bench.data.dataset import row_hashes
+from anomaly_bench.targets import declares
 from anomaly_bench.training import parallel
 
 

@@ -1,6 +1,5 @@
 """Which rows a run learns from: those of the protocol, or for a transductive detector the ones it is tested on."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from anomaly_bench.compose import Job, build, compose, declares, settings_of
+from anomaly_bench.compose import Job, compose
 from anomaly_bench.detector import Detector, Rows, Stage
 from anomaly_bench.errors import SettingError
 from anomaly_bench.schema import Settings
@@ -78,17 +77,6 @@ def test_a_transductive_detector_learns_from_the_test_rows(model, tmp_path):
     assert np.array_equal(split.test, job(named(Inductive), tmp_path).split.test)
 
 
-@pytest.mark.parametrize(
-    ("model", "pretrained"),
-    [("pretrained_mahalanobis", True), ("knn", False), ("ensemble", False), ("ssd_if", False)],
-)
-def test_a_run_says_whether_it_takes_weights_from_elsewhere(model, pretrained):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        settings = hydra_compose("config", [f"model={model}"])
-    assert declares(settings.model, "pretrained") == pretrained
-    assert declares(settings.model, "transductive") == (model == "ssd_if")
-
-
 def test_under_contamination_there_is_no_difference(tmp_path):
     splits = [job(named(kind), tmp_path, "contaminated").split for kind in (Inductive, Transductive)]
     assert all(split.transductive for split in splits)
@@ -119,21 +107,3 @@ def test_a_method_learns_as_long_as_its_paper_on_the_sets_of_its_paper(model, da
     ConfigStore.instance().store("schema", Settings)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         assert hydra_compose("config", [f"model={model}", f"data={data}"]).model.epochs == epochs
-
-
-@pytest.mark.parametrize(
-    ("model", "small"),
-    [
-        ("ganomaly", "model.nz=0"),
-        ("ae", "model.width=0"),
-        ("aae", "model.width=0"),
-        ("egbad", "model.hidden=1"),
-        ("alad", "model.d_zz.0=0"),
-        ("ensemble", "model.members.vae.features.code=0"),
-    ],
-)
-def test_a_layer_without_units_is_refused_with_what_may_be_too_small(model: str, small: str) -> None:
-    settings, _ = settings_of([f"model={model}", "data=digits"])
-    OmegaConf.update(settings, small.partition("=")[0].replace(".0", "[0]"), int(small[-1]))
-    with pytest.raises(SettingError, match=r"empty; too small is one of .*" + re.escape(small)):
-        build(settings.model, (1, 32, 32))

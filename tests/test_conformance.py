@@ -9,8 +9,8 @@ from conformance import CHECKS, Case
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, ListConfig
 
-from anomaly_bench.compose import build
 from anomaly_bench.detector import Detector
+from anomaly_bench.targets import build
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))

@@ -9,11 +9,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from anomaly_bench.cli import answer
-from anomaly_bench.compose import build
 from anomaly_bench.data.public import CHANNELS
 from anomaly_bench.places import CONFIGS
 from anomaly_bench.report.printed import printed
 from anomaly_bench.schema import Settings
+from anomaly_bench.targets import build
 
 OWN_TABLES = {"autoencoders_mnist", "fence_gan", "gans_mnist", "skip_ganomaly_cifar10"}
 """Experiments with methods that no printed number is known of."""
