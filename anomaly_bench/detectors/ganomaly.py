@@ -48,13 +48,20 @@ import copy
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, agreed, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.losses import bce
-from anomaly_bench.networks.dcgan import Decoder, Discriminator, Encoder, check_dcgan_shape, dcgan_init
+from anomaly_bench.networks.dcgan import (
+    Decoder,
+    Discriminator,
+    Encoder,
+    check_dcgan_shape,
+    dcgan_init,
+    reinitialised,
+)
 
 
 class GANomaly(Detector):
@@ -131,7 +138,7 @@ class GANomaly(Detector):
             l_d = (bce(real, 1) + bce(fooled, 0)) / 2
             descend(g, self.w_adv * l_adv + self.w_con * l_con + self.w_enc * l_enc, keep_graph=True)
             descend(d, l_d)
-            reinit = self.reinitialise(fresh, agreed(l_d) < self.reinit_below)
+            reinit = reinitialised(self.discriminate, fresh, agreed(l_d) < self.reinit_below)
             return detached(adv=l_adv, con=l_con, enc=l_enc, d=l_d, reinit=reinit)
 
         def step_of_2018(batch: Batch) -> dict[str, Tensor]:
@@ -145,7 +152,7 @@ class GANomaly(Detector):
             l_enc = mse_loss(z_hat, z)
             descend(g, self.w_adv * l_adv + self.w_con * l_con + self.w_enc * l_enc)
             least = torch.minimum(agreed(l_real), agreed(l_fake))
-            reinit = self.reinitialise(fresh, least < self.reinit_below)
+            reinit = reinitialised(self.discriminate, fresh, least < self.reinit_below)
             return detached(adv=l_adv, con=l_con, enc=l_enc, d=l_real + l_fake, reinit=reinit)
 
         of_year = step_of_2018 if self.losses == "first" else step
@@ -162,17 +169,6 @@ class GANomaly(Detector):
         if self.losses == "paper":
             return (z - z_hat).float().flatten(1).norm(dim=1).mean()
         return mse_loss(z_hat, z)
-
-    @torch.no_grad()
-    def reinitialise(self, fresh: nn.Module, collapsed: Tensor) -> Tensor:
-        """Give the discriminator the weights of `fresh` if `collapsed` (bool scalar); 1 if so. Adam goes on.
-
-        Decided on the device, so that nothing waits for the value.
-        """
-        share = collapsed.float()
-        for weight, first in zip(self.discriminate.parameters(), fresh.parameters(), strict=True):
-            weight.lerp_(first, share)
-        return share
 
     def score(self, x: Tensor) -> Tensor:
         """Equation (5), `[N]`."""

@@ -51,7 +51,7 @@ from torch.nn.functional import l1_loss, mse_loss
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, agreed, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.losses import bce
-from anomaly_bench.networks.dcgan import Encoder, check_dcgan_shape, dcgan_init
+from anomaly_bench.networks.dcgan import Encoder, check_dcgan_shape, dcgan_init, reinitialised
 
 
 class UNet(nn.Module):
@@ -158,21 +158,10 @@ class SkipGANomaly(Detector):
             l_d = bce(real, 1) + bce(fooled, 0) + (self.w_lat * l_lat if self.d_lat else 0)
             descend(g, self.w_adv * l_adv + self.w_con * l_con + self.w_lat * l_lat, keep_graph=True)
             descend(d, l_d)
-            reinit = self.reinitialise(fresh, agreed(l_d) < self.reinit_below)
+            reinit = reinitialised(self.discriminate, fresh, agreed(l_d) < self.reinit_below)
             return detached(adv=l_adv, con=l_con, lat=l_lat, d=l_d, reinit=reinit)
 
         yield Stage("gan", self.epochs, step, (g, d), self.batch_size)
-
-    @torch.no_grad()
-    def reinitialise(self, fresh: nn.Module, collapsed: Tensor) -> Tensor:
-        """Give the discriminator the weights of `fresh` if `collapsed` (bool scalar); 1 if so. Adam goes on.
-
-        Decided on the device, so that nothing waits for the value.
-        """
-        share = collapsed.float()
-        for weight, first in zip(self.discriminate.parameters(), fresh.parameters(), strict=True):
-            weight.lerp_(first, share)
-        return share
 
     def score(self, x: Tensor) -> Tensor:
         """A(x), `[N]`."""

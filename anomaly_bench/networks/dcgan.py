@@ -1,5 +1,6 @@
 """The convolutional pair of DCGAN (Radford et al. 2016, arXiv 1511.06434) as GANomaly lays it out."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -16,6 +17,18 @@ def dcgan_init(module: nn.Module) -> None:
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def reinitialised(network: nn.Module, fresh: nn.Module, collapsed: Tensor) -> Tensor:
+    """Give `network` the weights of `fresh` if `collapsed` (bool scalar); 1 if so. Its optimiser's state stays.
+
+    Decided on the device, so that nothing waits for the value.
+    """
+    share = collapsed.float()
+    for weight, first in zip(network.parameters(), fresh.parameters(), strict=True):
+        weight.lerp_(first, share)
+    return share
 
 
 def check_dcgan_shape(shape: tuple[int, ...]) -> tuple[int, int]:

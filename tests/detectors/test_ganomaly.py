@@ -140,18 +140,6 @@ def test_the_papers_losses_are_euclidean_norms():
     assert detector.encoder_loss(z, z_hat).item() == pytest.approx(6.0)
 
 
-def test_a_collapsed_discriminator_starts_anew_and_only_then():
-    detector, fresh = small(), small().discriminate
-    nn.init.constant_(detector.discriminate.head.weight, 7.0)
-    before = copy.deepcopy(detector.discriminate.state_dict())
-    assert detector.reinitialise(fresh, torch.tensor(False)) == 0
-    after = detector.discriminate.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-    assert detector.reinitialise(fresh, torch.tensor(True)) == 1
-    assert torch.equal(detector.discriminate.head.weight, fresh.head.weight)
-
-
 def test_it_then_has_dcgan_weights_and_not_its_old_ones():
     detector = small(reinit_below=100.0, lr=0.0)
     before = detector.discriminate.head.weight.clone()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from anomaly_bench.networks.dcgan import FromPoint, OverAll
+from anomaly_bench.networks.dcgan import FromPoint, OverAll, reinitialised
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -32,3 +32,13 @@ def test_a_product_is_the_convolution(
         strict=True,
     ):
         torch.testing.assert_close(got, wanted)
+
+
+def test_a_collapsed_network_starts_anew_and_only_then() -> None:
+    network, fresh = nn.Linear(3, 2), nn.Linear(3, 2)
+    before = network.weight.detach().clone()
+    assert reinitialised(network, fresh, torch.tensor(False)) == 0
+    assert torch.equal(network.weight, before)
+    assert reinitialised(network, fresh, torch.tensor(True)) == 1
+    assert torch.equal(network.weight, fresh.weight)
+    assert torch.equal(network.bias, fresh.bias)
