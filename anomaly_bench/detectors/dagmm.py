@@ -101,8 +101,8 @@ def mixture_of(z: Tensor, gamma: Tensor) -> tuple[Mixture, Tensor]:
     weight = gamma / gamma.sum(0).clamp_min(LEAST_WEIGHT)
     mu = weight.T @ z
     offset = z - mu[:, None]  # [K, N, D]
-    sigma = (weight.T[:, :, None] * offset).transpose(1, 2) @ offset
-    return Mixture(gamma.mean(0), mu, cholesky(sigma)), regular(sigma).diagonal(dim1=1, dim2=2)
+    sigma = regular((weight.T[:, :, None] * offset).transpose(1, 2) @ offset)
+    return Mixture(gamma.mean(0), mu, cholesky(sigma)), sigma.diagonal(dim1=1, dim2=2)
 
 
 def regular(sigma: Tensor) -> Tensor:
@@ -113,8 +113,8 @@ def regular(sigma: Tensor) -> Tensor:
 
 
 def cholesky(sigma: Tensor) -> Tensor:
-    """Lower factors of covariances `[K, D, D]`, singular ones too."""
-    return torch.linalg.cholesky_ex(regular(sigma)).L
+    """Lower factors of regular covariances `[K, D, D]`, without a look at whether they are, which would wait."""
+    return torch.linalg.cholesky_ex(sigma).L
 
 
 class DAGMM(Detector):
@@ -286,7 +286,7 @@ class DAGMM(Detector):
         missing = len(self.phi) - len(phi)
         chosen = torch.cat([torch.arange(len(phi)), torch.zeros(missing, dtype=torch.int64)])
         phi = torch.cat([phi, phi.new_zeros(missing)])
-        return Mixture(*(part.to(z.device) for part in (phi, mu[chosen], cholesky(sigma)[chosen])))
+        return Mixture(*(part.to(z.device) for part in (phi, mu[chosen], cholesky(regular(sigma))[chosen])))
 
     def score(self, x: Tensor) -> Tensor:
         """Energy of each row, `[N]` float64; without a mixture its squared reconstruction error."""
