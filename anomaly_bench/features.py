@@ -1,12 +1,22 @@
 """What a shallow method is fitted to: the rows themselves, or the features of a detector that learns first."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from torch import Tensor
 
 from anomaly_bench.detector import Detector, Rows, Stage
 from anomaly_bench.errors import SettingError
+
+
+def part(group: str, build: Callable[..., Detector], shape: tuple[int, ...]) -> Detector:
+    """What `build(shape=shape)` gives, a detector within one; its refusals name settings below `model.{group}`."""
+    try:
+        return build(shape=shape)
+    except SettingError as error:
+        below = rf"\bmodel\.(?!{re.escape(group)}\.)"
+        raise SettingError(re.sub(below, f"model.{group}.", str(error))) from error
 
 
 def stages_of(features: Detector | None, train: Rows) -> Iterator[Stage]:

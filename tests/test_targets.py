@@ -34,3 +34,19 @@ def test_a_layer_without_units_is_refused_with_what_may_be_too_small(model: str,
     OmegaConf.update(settings, small.partition("=")[0].replace(".0", "[0]"), int(small[-1]))
     with pytest.raises(SettingError, match=r"empty; too small is one of .*" + re.escape(small)):
         build(settings.model, (1, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ("ae", "model.network=conv: .* model.network=dense takes both"),
+        ("ocsvm_ae", "model.features.network=conv: .* model.features.network=dense takes both"),
+        ("ensemble", "model.members.ae.features.network=conv: .* model.members.ae.features.network=dense"),
+        ("pretrained", "model.features.backbone=none: timm has none"),
+    ],
+)
+def test_what_is_refused_within_a_method_is_named_from_its_top(model: str, named: str) -> None:
+    wrong = ["model.features.backbone=none"] if model == "pretrained" else []
+    settings, _ = settings_of([f"model={model}", *wrong])
+    with pytest.raises(SettingError, match=f"^{named}"):
+        build(settings.model, (3, 32, 32) if wrong else (6,))

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
 from anomaly_bench.errors import SettingError
+from anomaly_bench.features import part
 
 TINY = 1e-30
 """Stands for no difference at all between scores."""
@@ -65,7 +66,9 @@ class Ensemble(Detector):
             raise SettingError(f"model.members={list(members)}: an ensemble has at least 2")
         if max_rows < 2:
             raise SettingError(f"model.max_rows={max_rows}: must be at least 2")
-        self.members = nn.ModuleDict({name: member(shape=shape) for name, member in members.items()})
+        self.members = nn.ModuleDict(
+            {name: part(f"members.{name}", member, shape) for name, member in members.items()}
+        )
         self.learned("ladder")
         self.max_rows = max_rows
 

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
-from anomaly_bench.features import stages_of, vectors_of
+from anomaly_bench.features import part, stages_of, vectors_of
 from anomaly_bench.networks.forest import Forest
 
 
@@ -55,7 +55,7 @@ class IsolationForest(Detector):
         features: Callable[..., Detector] | None = None,
     ) -> None:
         super().__init__()
-        self.features = features(shape=shape) if features else None
+        self.features = part("features", features, shape) if features else None
         self.forest = Forest(trees, max_samples)
 
     def stages(self, train: Rows) -> Iterator[Stage]:

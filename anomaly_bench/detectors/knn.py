@@ -35,7 +35,7 @@ from torch.nn.functional import interpolate, normalize
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
 from anomaly_bench.errors import SettingError
-from anomaly_bench.features import stages_of
+from anomaly_bench.features import part, stages_of
 from anomaly_bench.networks.parts import in_parts
 from anomaly_bench.rows import fingerprints, of_known_rows
 
@@ -74,7 +74,7 @@ class KNN(Detector):
         for name, value in (("k", k), ("max_patches", max_patches)):
             if value < 1:
                 raise SettingError(f"model.{name}={value}: must be at least 1")
-        self.features = features(shape=shape) if features else None
+        self.features = part("features", features, shape) if features else None
         self.learned("centre", "bank", "owner", "known", "number")
         self.k, self.normalise, self.max_patches = k, normalise, max_patches
 

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
 from anomaly_bench.errors import SettingError
-from anomaly_bench.features import stages_of, vectors_of
+from anomaly_bench.features import part, stages_of, vectors_of
 
 
 class Mahalanobis(Detector):
@@ -52,7 +52,7 @@ class Mahalanobis(Detector):
 
     def __init__(self, shape: tuple[int, ...], *, features: Callable[..., Detector] | None = None) -> None:
         super().__init__()
-        self.features = features(shape=shape) if features else None
+        self.features = part("features", features, shape) if features else None
         self.learned("mean", "axes", "variance", "rest")
 
     def stages(self, train: Rows) -> Iterator[Stage]:

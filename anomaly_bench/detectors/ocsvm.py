@@ -45,7 +45,7 @@ from torch.nn.functional import normalize
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
 from anomaly_bench.errors import SettingError
-from anomaly_bench.features import stages_of, vectors_of
+from anomaly_bench.features import part, stages_of, vectors_of
 
 GAMMAS = [2.0**power for power in range(-7, 3)]
 NUS = [tenths / 10 for tenths in range(1, 10)]
@@ -97,7 +97,7 @@ class OCSVM(Detector):
             raise SettingError(f"model.pca={pca}: must be between 0 and 1, or null")
         if max_rows < 2:
             raise SettingError(f"model.max_rows={max_rows}: must be at least 2")
-        self.features = features(shape=shape) if features else None
+        self.features = part("features", features, shape) if features else None
         self.learned("mean", "components", "support", "weights", "rho", "gamma")
         self.nu, self.pca, self.unit, self.max_rows = nu, pca, unit, max_rows
         self.wanted_gamma, self.gamma_factor = gamma, gamma_factor
