@@ -19,8 +19,8 @@ other way round in others. All follows the official code, except:
 
 - Its phase 2 starts after three epochs, and then anew after every iteration of phase 1, each time judged on the
   test set. Here phase 1 has `epochs` epochs and phase 2 runs once.
-- In its phase 1, a gradient of one network's loss is taken in a graph from before the other's step, or left
-  where the other's optimiser finds it. Here D steps on its own loss alone, and then G through the new D.
+- In its phase 1, G's adversarial loss is D's answer from before D's step, whose graph newer versions of torch
+  refuse to go back through. Here D steps on its own loss first, and then G through the new D.
 - Its noise has the square of `sigma` as standard deviation, 0.81; `sigma` here is that standard deviation.
 - The images x_i and x_j of a pair come from two further batches, as there: a step of phase 2 takes three times
   `batch_size` rows. It ends after `finetune_steps` steps; those left of an epoch change nothing.
