@@ -29,7 +29,6 @@ from anomaly_bench.places import CONFIGS
 from anomaly_bench.protocols import Split
 from anomaly_bench.rows import Rows
 from anomaly_bench.schema import Settings
-from anomaly_bench.schema import on_data as on_data  # configs of methods use it
 from anomaly_bench.sweep import SHARED
 from anomaly_bench.targets import build, check_group, check_targets, declares
 from anomaly_bench.training.checkpoint import load_tensors

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from anomaly_bench.arguments import check_arguments
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
+from anomaly_bench.schema import on_data as on_data  # configs of methods use it
 
 
 def check_group(group: str, config: Any) -> None:

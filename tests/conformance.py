@@ -36,8 +36,8 @@ SHORT = Trainer(device="cpu", precision="fp32", max_epochs=2)
 RECORDED = Trainer(device="cpu", precision="fp32", max_epochs=2, compile="graph", gemm=False)
 SHORT_AND_SCORED = Trainer(device="cpu", precision="fp32", max_epochs=2, eval_every=1)
 
-TOLERANCE = 1e-5
-"""By how much of the largest score two computations of one score may differ."""
+TOLERANCE = 5e-5
+"""By how much of the largest score two computations of one score may differ; with folded batch norm, 2e-5 is seen."""
 
 IMAGES = [(channels, side, side) for channels in (1, 3) for side in (16, 28, 32, 33, 64)] + [(1, 32, 64)]
 ROWS = [(2,), (7,)]

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "lars": set(),
     "arguments": {"errors"},
     "sweep": set(),
-    "targets": {"arguments", "detector", "errors"},
+    "targets": {"arguments", "detector", "errors", "schema"},
     "overlays": {"record"},
     "rows": {"errors"},
     "metrics": {"errors"},
