@@ -1,6 +1,5 @@
 """What the configs of a run name by `_target_`: found, held against what it takes, and built."""
 
-import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -68,13 +67,24 @@ def declares(model: Any, name: str) -> bool:
 
 
 def build(model: DictConfig, shape: tuple[int, ...]) -> Detector:
-    """The detector of a `model` config, whose targets were checked, for rows of `shape`; no layer of it is empty."""
-    with contextlib.suppress(ZeroDivisionError), warnings.catch_warnings():  # by no inputs, for first weights
-        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-        detector = instantiate(model)(shape=shape)
-        if all(parameter.numel() for parameter in detector.parameters()):
-            return detector
-    raise SettingError(f"model: a layer would be empty; too small is one of {', '.join(smallest(model))}")
+    """The detector of a `model` config, whose targets were checked, for rows of `shape`.
+
+    Raises:
+        SettingError: it refuses its settings, or one of them is so small that a layer would be empty.
+    """
+    small = ", ".join(smallest(model))
+    refusal = SettingError(f"model: a layer would be empty; too small is one of {small}")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            detector = instantiate(model)(shape=shape)
+    except ZeroDivisionError as error:  # first weights are scaled by the number of inputs
+        if not small:
+            raise
+        raise refusal from error
+    if small and not all(parameter.numel() for parameter in detector.parameters()):
+        raise refusal
+    return detector
 
 
 def smallest(model: Any, group: str = "model") -> Iterator[str]:

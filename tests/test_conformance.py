@@ -67,7 +67,7 @@ OWN: dict[str, dict[str, object]] = {
     **dict.fromkeys(("dagmm_p", "pae", "pae_gmm", "pae_gmm_em"), DAGMM | {"pretrain_epochs": 4}),
     "alad": {"epochs": 12},  # five networks; more only costs time
     "fence_gan_cifar10": {"epochs": 14},  # convolutions of 5 x 5; more only costs time
-    "f_anogan": {"epochs": 16, "n_critic": 2},  # more only costs time
+    "f_anogan": {"epochs": 16, "n_critic": 2},  # eight are too few on some processors
     "ognet": {"epochs": 3, "finetune_steps": 30, "finetune_lr": 3e-3, "width": 2, "batch_size": 16},
     "positive_sample": {"augment": False, "nz": 32},
     "wgan_anogan": {"epochs": 6, "n_critic": 2, "batch_size": 24, "descent_steps": 4, "z_lr": 0.1},

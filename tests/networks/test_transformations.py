@@ -8,12 +8,7 @@ import torch
 from scipy import ndimage
 
 from anomaly_bench.errors import SettingError
-from anomaly_bench.networks.transformations import (
-    Transformations,
-    next_of,
-    random_orders,
-    rounds,
-)
+from anomaly_bench.networks.transformations import Transformations, next_of, random_orders, rounds
 
 
 def images(n: int, shape: tuple[int, ...]) -> torch.Tensor:
