@@ -128,9 +128,13 @@ RUN = {
 }
 """What readers rely on in `run.json`, wherever it has them."""
 
-AREAS = ("auroc", "auroc_untrained", "auroc_best_epoch", "aupr_in", "aupr_out", "average_precision", "f1")
+AREAS = (
+    *("auroc", "auroc_untrained", "auroc_best_epoch", "auroc_hindsight"),
+    *("aupr_in", "aupr_out", "average_precision", "f1"),
+)
 METRICS = {
     **dict.fromkeys(AREAS, _is_area),
+    "hindsight": lambda value: _is_object(value) and all(map(_is_number, value.values())),
     "per_class": lambda value: (
         _is_object(value) and all(area is None or _is_area(area) for area in value.values())
     ),

@@ -30,7 +30,7 @@ from anomaly_bench.report.notes import source
 from anomaly_bench.report.results import Line, span
 from anomaly_bench.report.tables import write_report
 
-MOST_EPOCHS = 1000
+MOST_EPOCHS = 200
 """Lines of a run's `losses.csv` that are kept, evenly spaced; there may be one more."""
 
 INDEX = "<!-- What follows is written by scripts/publish.py, from the records. -->\n"

@@ -256,6 +256,8 @@ def test_hindsight_stands_beside_the_honest_number_only_as_published(bench):
     assert 0.5 < published["auroc_hindsight"] <= 1
     assert published["hindsight_tried"] == 90
     assert set(published["hindsight"]) == {"gamma", "nu"}
+    _, _, err = bench("report", "published")
+    assert "left out" not in err
 
 
 def test_a_diverging_run_is_recorded_as_failed_with_what_to_try(bench):

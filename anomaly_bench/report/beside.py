@@ -129,7 +129,9 @@ def _ours(row: Row, evaluation: str, drawn: bool) -> list[str]:
     if ours is None:
         return ["not run", "", "", ""]
     metric = row.theirs.metric
-    text = _digits(ours.mean, metric) + (" †" if row.part else "")
+    text = (
+        _digits(ours.mean, metric) + (" †" if row.part else "") + (" *" if evaluation in row.chosen else "")
+    )
     if not math.isnan(ours.std):
         text += f" ± {_digits(ours.std, metric)}"
     elif interval is not None:
@@ -194,6 +196,8 @@ def _notes(
         notes.append(RULE + _unknown(rows))
     if any(row.part for row in rows):
         notes.append("†: the mean, the paper's too, is over the classes that were run.")
+    if any(row.ours[name] for row in rows for name in row.chosen):
+        notes.append("* ours with hyper-parameters chosen by the test labels: no honest result.")
     if any(found is not None for row in rows for found in row.interval.values()):
         notes.append(
             "[ ] of ours: 95 % bootstrap interval over the test rows of a single run; no seeds are in it."

@@ -19,6 +19,7 @@ SAME_ANYWHERE = ("data.root", "data.download", "trainer.device", "trainer.eval_e
 
 NO_CLASSES = ("mean", "overall", "any")
 TIME = "score_ms_per_image"
+HINDSIGHT = "auroc_hindsight"
 
 Found = dict[str, dict[int, Any]]
 """Numbers by class and seed."""
@@ -33,13 +34,17 @@ class Number(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of the table: a printed number, the classes it is of, and ours by evaluation."""
+    """One line of the table: a printed number, the classes it is of, and ours by evaluation.
+
+    Of the evaluations in `chosen`, ours has hyper-parameters that the test labels chose.
+    """
 
     theirs: Printed
     classes: list[str]
     ours: dict[str, Number | None]
     control: dict[str, Number | None]
     interval: dict[str, Sequence[float] | None]
+    chosen: set[str]
     part: bool
 
 
@@ -115,10 +120,14 @@ def rows_of(theirs: Sequence[Printed], records: Sequence[Record], evaluations: S
     by_evaluation = {
         name: [record for record in own if evaluation_of(record) == name] for name in evaluations
     }
-    found = {name: _found(group, first.metric) for name, group in by_evaluation.items()}
+    areas = first.metric == "auroc"
+    chosen = {name for name, group in by_evaluation.items() if areas and _found(group, HINDSIGHT)}
+    found = {
+        name: _found(group, HINDSIGHT if name in chosen else first.metric)
+        for name, group in by_evaluation.items()
+    }
     everything = {str(name) for record in own for name in record.run.get("data_classes") or []}
 
-    areas = first.metric == "auroc"
     controls = {name: _found(group, "auroc_untrained") for name, group in by_evaluation.items() if areas}
 
     def row(printed: Printed, classes: Sequence[str], part: bool = False) -> Row:
@@ -127,7 +136,11 @@ def rows_of(theirs: Sequence[Printed], records: Sequence[Record], evaluations: S
             list(classes),
             {name: _number(found[name], classes) for name in evaluations},
             {name: _number(controls[name], classes) if areas else None for name in evaluations},
-            {name: _interval(by_evaluation[name], classes) if areas else None for name in evaluations},
+            {
+                name: _interval(by_evaluation[name], classes) if areas and name not in chosen else None
+                for name in evaluations
+            },
+            chosen,
             part,
         )
 

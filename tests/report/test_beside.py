@@ -114,6 +114,20 @@ def test_evaluations_stand_beside_each_other():
     assert run[["evaluation", "mean"]].to_numpy().tolist() == [["clean", 0.6], ["as_published", 0.8]]
 
 
+def test_what_the_test_labels_chose_is_compared_where_they_did_and_marked():
+    chosen = {"auroc_hindsight": 0.66, "auroc_interval": [0.5, 0.7]}
+    leaky = {"name": "as_published", "hindsight": True}
+    records = digit(1, 0, 0.6), digit(1, 0, 0.6, evaluation=leaky, settings_hash="1", metrics=chosen)
+    (table,) = paper_tables(named(*records))
+    one = next(row for row in table.rows if "0.653" in row[-9])
+    assert [one[-8], one[-4]] == ["0.600", "0.660 *"]
+    assert any(
+        note.startswith("* ours with hyper-parameters chosen by the test labels") for note in table.notes
+    )
+    (honest,) = paper_tables(named(records[0]))
+    assert not any(note.startswith("*") for note in honest.notes)
+
+
 def test_other_settings_make_tables_of_their_own_and_are_told():
     short = digit(
         1, 0, 0.6, overrides=["abnormal_class=1", "trainer.max_epochs=1"], epochs_done=1, settings_hash="1"
