@@ -38,13 +38,10 @@ INDUCTOR_FROM = 1e14
 """Operations of a stage from which half a minute of compiling pays."""
 
 INDUCTOR_FROM_CALLS = 3e6
-"""Small calls of torch's kernels in a stage from which it pays too: compiled, each takes microseconds less.
+"""Calls of torch's kernels in a stage from which it pays too: compiled, each takes microseconds less.
 
 What is compiled is kept on disk, for the next run of the same sizes: that this pays counts on another seed.
 """
-
-LARGE_CALL = 1e6
-"""Operations that take a core about as long as to call a kernel."""
 
 Step = Callable[[Batch], dict[str, Tensor]]
 Run = Callable[[Tensor, Tensor], list[Tensor]]
@@ -108,7 +105,7 @@ class NotRepeatable(Exception):
 
 def worthwhile(operations: int, calls: int) -> str:
     """The mode that pays for a stage of so many operations, in so many calls of kernels, on a CPU."""
-    if operations > INDUCTOR_FROM or calls - operations / LARGE_CALL > INDUCTOR_FROM_CALLS:
+    if operations > INDUCTOR_FROM or calls > INDUCTOR_FROM_CALLS:
         return "inductor"
     return "graph" if operations > GRAPH_FROM else "off"
 

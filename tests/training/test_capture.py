@@ -135,7 +135,6 @@ def test_stages_are_prepared_as_their_work_deserves() -> None:
         "inductor",
     ]
     assert [worthwhile(0, calls) for calls in (10**6, 10**7)] == ["off", "inductor"]
-    assert worthwhile(10**13, 10**7) == "graph"
     _, history = learned(ganomaly)
     assert {line.step for line in history} == {"eager"}
 
