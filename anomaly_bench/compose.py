@@ -30,7 +30,7 @@ from anomaly_bench.protocols import Split
 from anomaly_bench.rows import Rows
 from anomaly_bench.schema import Settings
 from anomaly_bench.sweep import SHARED
-from anomaly_bench.targets import build, check_group, check_targets, declares
+from anomaly_bench.targets import build, check_group, check_targets, declares, located
 from anomaly_bench.training.checkpoint import load_tensors
 from anomaly_bench.training.trainer import Trainer
 from anomaly_bench.validation import Validation, check_blind, hold_out
@@ -200,10 +200,20 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
 
 def training_hash(counted: dict[str, Any]) -> str:
     """Of the counted settings, those that can change what is learned."""
-    evaluation = {key: value for key, value in counted["evaluation"].items() if key not in SCORING_ONLY}
+    scored_by = getattr(located(counted["model"]["_target_"]), "scored_by", ())
     return record.settings_hash(
-        counted | {"evaluation": evaluation, "trainer": counted["trainer"] | {"eval_every": 0, "fold": True}}
+        counted
+        | {
+            "evaluation": without(counted["evaluation"], SCORING_ONLY),
+            "model": without(counted["model"], scored_by),
+            "trainer": counted["trainer"] | {"eval_every": 0, "fold": True},
+        }
     )
+
+
+def without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The values but those of these names."""
+    return {key: value for key, value in values.items() if key not in names}
 
 
 def scale_of(dataset: Dataset) -> list[Any]:

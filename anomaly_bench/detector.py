@@ -65,6 +65,9 @@ class Detector(nn.Module, ABC):
     pretrained: ClassVar[bool] = False
     """True where it takes weights that were learned on other data: tables say so, and `forget` keeps them out."""
 
+    scored_by: ClassVar[tuple[str, ...]] = ()
+    """Arguments that only scoring looks at: of runs that differ in nothing else one trains."""
+
     @abstractmethod
     def stages(self, train: Rows) -> Iterator[Stage]:
         """Yield the stages of learning in the paper's order.

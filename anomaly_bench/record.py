@@ -348,6 +348,12 @@ def run_name(data: str, protocol: str, model: str, case: str, seed: int, hash: s
     return "-".join([*map(safe_name, (data, protocol, model, case)), f"seed{seed}", hash])
 
 
+def run_names(data: str, protocol: str, case: str, seed: int) -> str:
+    """The pattern of these names, whatever model and settings."""
+    data, protocol, case = map(safe_name, (data, protocol, case))
+    return f"{data}-{protocol}-*-{case}-seed{seed}-*"
+
+
 def safe_name(text: str) -> str:
     """`text` as a part of a file name: letters, digits and `_ . + -`, not hidden, at most 45 characters.
 

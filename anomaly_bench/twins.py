@@ -25,7 +25,7 @@ FACTS = ("stage", "name", "epoch", "rows", "seconds", "auroc")
 
 
 def twin_of(job: Job) -> Path | None:
-    """The folder of a finished run that trained as `job` would, and was evaluated otherwise; None without one.
+    """The folder of a finished run that trained as `job` would, and is scored otherwise; None without one.
 
     A job that has to look at every epoch finds none: a finished run keeps only its last.
     """
@@ -34,8 +34,8 @@ def twin_of(job: Job) -> Path | None:
     mine = record.read_json(job.folder / "run.json")
     if str(mine["git"]).endswith("-dirty"):
         return None
-    alike = f"{job.folder.name.removesuffix(job.settings_hash)}*"
-    for folder in sorted(job.folder.parent.glob(alike)):
+    alike = record.run_names(job.names["data"], job.names["protocol"], job.split.case, job.seed)
+    for folder in sorted(job.folder.parent.glob(alike)):  # one method may have several names
         kept = record.read_json(folder / "run.json")
         finished = folder != job.folder and record.read_json(folder / "metrics.json")
         if finished and all(kept.get(key) == mine[key] for key in SAME) and is_whole(weights_of(folder)):

@@ -5,12 +5,13 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
-from conformance import CHECKS, Case
+import torch
+from conformance import CHECKS, SHORT, Case, assert_same_bits, scores_of
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from anomaly_bench.detector import Detector
-from anomaly_bench.targets import build
+from anomaly_bench.targets import build, located
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
@@ -130,6 +131,17 @@ GOOD_CONTROL: dict[str, str] = {
 ON_ROWS = {"alad_arrhythmia", "alad_kdd", "egbad_kdd", "fence_gan_kdd"}
 """Models whose config is for rows, though their method takes images as well; another config of it shows that."""
 
+OTHER_SCORE = {
+    "alocc": {"score": "plain"},
+    "dsebm": {"score_by": "reconstruction"},
+    "dsebm_r": {"score_by": "energy"},
+    "e3outlier": {"score_by": "ne"},
+    "uninformed_students": {"image_score": "mean"},
+    "vae": {"score_by": "reconstruction"},
+    "vae_dense": {"score_by": "reconstruction"},
+}
+"""By model: other values of the arguments that only scoring looks at."""
+
 
 @cache
 def settings(name: str) -> DictConfig:
@@ -165,3 +177,22 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_model(case: Case, check: Callable[[Case], None]) -> None:
     check(case)
+
+
+def test_every_argument_for_scoring_alone_has_another_value_here():
+    declared = {name: located(settings(name)["_target_"]).scored_by for name in MODELS}
+    assert {name: tuple(other) for name, other in OTHER_SCORE.items()} == {
+        name: names for name, names in declared.items() if names
+    }
+
+
+@pytest.mark.parametrize("name", OTHER_SCORE)
+def test_what_only_scoring_looks_at_moves_the_scores_and_nothing_that_is_learned(name: str):
+    one = Case(partial(built, name))
+    other = Case(lambda shape: build(OmegaConf.merge(settings(name), OTHER_SCORE[name]), shape))
+    learned = [case.fresh() for case in (one, other)]
+    for detector in learned:
+        SHORT.learn(detector, one.train, seed=0)
+    assert_same_bits(learned[1].state_dict(), learned[0].state_dict(), "scored otherwise")
+    scores = [scores_of(detector, one.test) for detector in learned]
+    assert not torch.equal(*scores)

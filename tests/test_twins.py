@@ -1,5 +1,6 @@
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -11,8 +12,9 @@ from anomaly_bench import record, run
 from anomaly_bench.cli import answer
 from anomaly_bench.training.trainer import Trainer
 
+DATA = ["data=digits", "data.limit=100", "data.image_size=16", "trainer.device=cpu"]
 TINY = [
-    *("data=digits", "data.limit=100", "data.image_size=16", "trainer.device=cpu"),
+    *DATA,
     *("model.ngf=4", "model.ndf=4", "model.nz=8", "model.epochs=2", "model.batch_size=16"),
 ]
 
@@ -35,9 +37,9 @@ def trainings(tmp_path, monkeypatch):
     return done
 
 
-def computed(*settings: str, runs: str = "runs") -> Path:
+def computed(*others: str, runs: str = "runs", settings: Sequence[str] = TINY) -> Path:
     before = set(Path(runs).glob("*"))
-    settings = (*TINY, *settings, f"runs_dir={runs}")
+    settings = (*settings, *others, f"runs_dir={runs}")
     sys.argv[1:] = settings
     assert answer(list(settings)) == 0
     (new,) = set(Path(runs).glob("*")) - before
@@ -64,6 +66,16 @@ def test_clean_takes_over_what_as_published_has_trained(trainings):
     assert told["stages"] == json.loads((alone / "run.json").read_text())["stages"]
     losses, others = (pd.read_csv(folder / "losses.csv").drop(columns="seconds") for folder in (clean, alone))
     pd.testing.assert_frame_equal(losses, others)
+
+
+def test_another_score_and_another_name_of_one_method_need_no_training_of_their_own(trainings):
+    small = "model.width=4", "model.code=8", "model.epochs=2"
+    energy = computed(*small, "model=dsebm", settings=DATA)
+    residual = computed(*small, "model=dsebm_r", settings=DATA)
+    alone = computed(*small, "model=dsebm_r", settings=DATA, runs="others")
+    assert trainings == [0, 0]
+    assert json.loads((residual / "run.json").read_text())["trained_in"] == energy.name
+    assert figures(residual) == figures(alone) != figures(energy)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ there is no AUROC to hold a run against, and users report that the digit 2 fails
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +122,8 @@ class ALOCC(Detector):
         rho: mean squared error, of pixels on [0, 1], below which training ends; 0 for never.
         lr, batch_size, epochs: of both RMSProps.
     """
+
+    scored_by: ClassVar[tuple[str, ...]] = ("score",)
 
     def __init__(
         self,

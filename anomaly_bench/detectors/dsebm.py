@@ -31,6 +31,7 @@ to reach.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,8 @@ class DSEBM(Detector):
         hidden: layers, the last one h; for rows of numbers.
         lr, batch_size, epochs: of Adam.
     """
+
+    scored_by: ClassVar[tuple[str, ...]] = ("score_by",)
 
     def __init__(
         self,

@@ -85,6 +85,7 @@ class E3Outlier(Detector):
     """
 
     transductive: ClassVar[bool] = True
+    scored_by: ClassVar[tuple[str, ...]] = ("score_by",)
 
     order: Tensor  # uint8 [N, K], in which each image gets the operations; empty after training
     turn: Tensor  # int64 [N], how many it has had

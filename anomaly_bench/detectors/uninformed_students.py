@@ -51,6 +51,7 @@ pixels is as large as a 32-pixel image, so that its map says little of where: `m
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -134,6 +135,8 @@ class UninformedStudents(Detector):
         lr, batch_size, epochs: of the students' Adam.
         weight_decay: of both.
     """
+
+    scored_by: ClassVar[tuple[str, ...]] = ("image_score",)
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ compare rankings only. pyod's VAE has its KL held at 0 by default, and is no VAE
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -66,6 +67,8 @@ class VAE(Detector):
     """
 
     noise: Tensor  # [L, code]
+
+    scored_by: ClassVar[tuple[str, ...]] = ("score_by",)
 
     def __init__(
         self,
