@@ -131,6 +131,7 @@ RUN = {
 AREAS = (
     *("auroc", "auroc_untrained", "auroc_best_epoch", "auroc_hindsight"),
     *("aupr_in", "aupr_out", "average_precision", "f1"),
+    *("auroc_pixel", "auroc_pixel_untrained", "aupro", "aupro_untrained"),
 )
 METRICS = {
     **dict.fromkeys(AREAS, _is_area),

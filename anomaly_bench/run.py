@@ -32,7 +32,7 @@ from anomaly_bench.training.checkpoint import (
 )
 from anomaly_bench.training.control import untrained
 from anomaly_bench.training.determinism import deterministic
-from anomaly_bench.training.scoring import explain_rows, score_rows, scoring
+from anomaly_bench.training.scoring import explain_rows, map_rows, score_rows, scoring
 from anomaly_bench.training.trainer import Learned
 from anomaly_bench.twins import keep_last, take_over, twin_of
 
@@ -45,6 +45,9 @@ LEVELS = np.r_[np.arange(100) / 100, np.arange(991, 1001) / 1000]
 """At which quantiles of training scores are kept: each percent, and the last one finer, where thresholds lie."""
 
 HINDSIGHT = "best F1, has seen the test labels"
+
+CONTROLS = tuple(f"{name}_untrained" for name in ("auroc", "f1", "auroc_pixel", "aupro"))
+"""What there may be of the untrained control: its F1 at a known ratio, its areas where pixels are marked."""
 
 KEEP, BEST = "checkpoint.safetensors", "best.safetensors"
 UNFINISHED_ONLY = (KEEP, previous_of(Path(KEEP)).name, BEST)
@@ -204,6 +207,7 @@ def compute(job: Job, follow: Follower) -> None:
         **control,
         **validated(job, detector),
         "per_class": metrics.per_class(scores, anomalous, classes, job.dataset.class_names),
+        **pixel_numbers(job, detector, test, anomalous),
         "train_seconds": learned.seconds,
         "train_images_per_s": rows_seen(learned, train) / learned.seconds,
         "score_ms_per_image": 1000 * seconds / len(test),
@@ -277,18 +281,33 @@ def validated(job: Job, detector: Detector) -> dict[str, float]:
     return {"auroc_validation": metrics.auroc(scores, job.validation.anomalous)}
 
 
+def pixel_numbers(job: Job, detector: Detector, test: Rows, anomalous: np.ndarray) -> dict[str, float]:
+    """How well the anomaly maps find marked pixels, on normal rows and on those with a mark; nothing without either."""
+    if job.dataset.masks is None:
+        return {}
+    masks = job.dataset.masks[job.split.test[test_order(job)]]
+    known = np.flatnonzero(~anomalous | masks.any((1, 2)))
+    if not masks[known].any():
+        return {}
+    rows = job.rows(test.x[torch.from_numpy(known).to(test.device)])
+    maps = map_rows(detector, rows, precision=job.trainer.precision, batch_size=job.evaluation["batch_size"])
+    return {} if maps is None else metrics.pixel_areas(maps.numpy(), masks[known])
+
+
 def control_numbers(job: Job, train: Rows, test: Rows, anomalous: np.ndarray) -> dict[str, float]:
-    """AUROC of the untrained control, and its F1 at a known ratio, computed once and kept in `run.json`."""
+    """AUROC of the untrained control, and what else there is of it, computed once and kept in `run.json`."""
     kept = record.read_json(job.folder / "run.json")
     if "auroc_untrained" not in kept:
         detector, kind = untrained(job.build, train, job.seed)
         scores = scores_of(job, detector, test)
         kept |= {"auroc_untrained": metrics.auroc(scores, anomalous), "control": kind}
+        areas = pixel_numbers(job, detector, test, anomalous)
+        kept |= {f"{name}_untrained": area for name, area in areas.items()}
         if (ratio := job.split.ratio) is not None:
             threshold = metrics.quantile_threshold(scores, 1 - ratio)
             kept["f1_untrained"] = metrics.measure(scores, anomalous, threshold)["f1"]
         record.write_json(job.folder / "run.json", kept)
-    return {name: kept[name] for name in ("auroc_untrained", "f1_untrained") if name in kept}
+    return {name: kept[name] for name in CONTROLS if name in kept}
 
 
 def evaluator(job: Job, detector: Detector, test: Rows, anomalous: np.ndarray) -> Callable[[], float]:

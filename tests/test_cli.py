@@ -260,6 +260,42 @@ def test_hindsight_stands_beside_the_honest_number_only_as_published(bench):
     assert "left out" not in err
 
 
+def marked_digits(root: Path) -> None:
+    """Digits 0, of which some test images have a grey square, in MVTec's layout with its masks."""
+    images, labels = load_digits(return_X_y=True)
+    for number, pixels in enumerate(images[labels == 0][:90]):
+        kind = "train/good" if number < 60 else "test/good" if number < 75 else "test/square"
+        picture = (pixels.reshape(8, 8) * 15.9).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+        places = {kind: picture}
+        if kind == "test/square":
+            mask = np.zeros_like(picture)
+            mask[:5, number % 8 : number % 8 + 5] = 255
+            places = {kind: np.where(mask, 128, picture).astype(np.uint8), "ground_truth/square": mask}
+        for place, drawn in places.items():
+            (root / place).mkdir(parents=True, exist_ok=True)
+            name = f"{number}_mask.png" if place.startswith("ground") else f"{number}.png"
+            Image.fromarray(drawn).save(root / place / name)
+
+
+def test_where_masks_are_anomaly_maps_are_measured_and_so_are_the_controls(bench, tmp_path):
+    marked_digits(tmp_path / "set")
+    given = ("data=folder", f"data.root={tmp_path / 'set'}", "data.image_size=16", "seed=0")
+    bench("model=ae", "model.width=8", "model.epochs=60", "model.lr=3e-3", "model.batch_size=20", *given)
+    numbers = read(only_run() / "metrics.json")
+    assert numbers["auroc_pixel"] > 0.75
+    assert numbers["auroc_pixel"] > numbers["auroc_pixel_untrained"]
+    assert numbers["aupro"] > numbers["aupro_untrained"]
+    bench("model=ocsvm", *given, "runs_dir=without")  # has no maps
+    assert not any("pixel" in name or "pro" in name for name in read(only_run("without") / "metrics.json"))
+    _, out, err = bench("report", "runs")
+    assert "left out" not in err
+    assert re.search(rf"· pixels  .* {numbers['auroc_pixel']:.3f}", out)
+    assert re.search(rf"· pixels, untrained  .* {numbers['auroc_pixel_untrained']:.3f}", out)
+    assert pd.read_csv("runs/report/table.csv")["pixel_mean"].iloc[-1] == pytest.approx(
+        numbers["auroc_pixel"]
+    )
+
+
 def test_a_diverging_run_is_recorded_as_failed_with_what_to_try(bench):
     code, _, err = bench("model=ganomaly", *TINY, "model.lr=1e30")
     assert code == 2

@@ -158,3 +158,38 @@ def test_the_interval_is_as_wide_as_theory_has_it():
 def test_the_interval_of_perfect_scores_has_no_width_and_is_the_same_again():
     assert metrics.auroc_interval([0, 1, 2, 3], [0, 0, 1, 1]) == (1, 1)
     assert metrics.auroc_interval(SCORES, TRUTH) == metrics.auroc_interval(SCORES, TRUTH)
+
+
+def test_areas_of_pixels_by_hand():
+    masks = np.zeros((2, 2, 5), bool)
+    masks[0, 0, :2] = True  # a region of two pixels
+    masks[0, 1, 4] = True  # and one of one
+    maps = np.zeros((2, 2, 5))
+    maps[0, 0, 0], maps[0, 1, 4], maps[1, 0, 0], maps[0, 0, 1] = 4, 3, 2, 1
+    areas = metrics.pixel_areas(maps, masks)
+    assert areas["auroc_pixel"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()))
+    first, limit = 1 / 17, 0.3  # the share of unmarked pixels that the third highest makes
+    after = np.interp([limit], [first, 1], [1, 1])[0]  # with the fourth highest all is found
+    expected = (0.75 * first + after * (limit - first)) / limit
+    assert areas["aupro"] == pytest.approx(expected)
+
+
+def test_the_overlap_with_regions_is_that_of_every_threshold():
+    rng = np.random.default_rng(0)
+    masks = np.zeros((3, 12, 12), bool)
+    masks[0, 2:5, 3:6] = masks[0, 9, 9] = masks[0, 10, 10] = masks[1, 5:, 1:3] = True
+    maps = np.round(rng.normal(size=masks.shape) + masks, 1)  # rounded, so that scores are equal
+    regions = [np.zeros_like(masks) for _ in range(3)]
+    regions[0][0, 2:5, 3:6] = regions[1][0, 9, 9] = regions[1][0, 10, 10] = regions[2][1, 5:, 1:3] = True
+    thresholds = np.unique(maps)[::-1]
+    false = [0, *(np.mean(maps[~masks] >= threshold) for threshold in thresholds)]
+    found = [0, *(np.mean([(maps[r] >= threshold).mean() for r in regions]) for threshold in thresholds)]
+    grid = np.linspace(0, 0.3, 300_001)
+    expected = np.trapezoid(np.interp(grid, false, found), grid) / 0.3
+    assert metrics.pixel_areas(maps, masks)["aupro"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("sign", "area"), [(1, 1.0), (-1, 0.0)])
+def test_perfect_maps_and_inverted_ones(sign, area):
+    masks = np.eye(4, dtype=bool)[None]
+    assert set(metrics.pixel_areas(sign * masks.astype(float), masks).values()) == {area}

@@ -36,6 +36,7 @@ class Dataset:
         columns: of the table that rows of numbers were made from; NaN in `x` is a missing number.
         scale: how rows of numbers are scaled once a split is known: a kind of `data.scaling`.
         note: what a reader of results must know of the data, in a sentence.
+        masks: bool `[N, H, W]`, the marked pixels of each image, where a data set marks any.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Dataset:
     columns: tuple[Column, ...] | None = None
     scale: str | None = None
     note: str | None = None
+    masks: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not self.std > 0:
@@ -61,7 +63,7 @@ class Dataset:
         return tuple(self.x.shape[1:])
 
     def fingerprint(self) -> str:
-        """A hash of rows, classes and parts: equal content gives equal text, whatever the source."""
+        """A hash of rows, classes, parts and masks: equal content gives equal text, whatever the source."""
         return self._fingerprint
 
     @cached_property
@@ -70,6 +72,8 @@ class Dataset:
         digest.update(repr((tuple(self.x.shape), str(self.x.dtype), self.class_names)).encode())
         for part in (self.x.numpy(), self.classes.astype("<i8"), self.official_train.astype("u1")):
             digest.update(np.ascontiguousarray(part).data)
+        if self.masks is not None:
+            digest.update(np.packbits(self.masks).data)
         return digest.hexdigest()
 
 

@@ -1,9 +1,11 @@
 """Image folders: GANomaly's layout, MVTec's, and any `{train,test}/<class>` folders.
 
     train/0.normal/*  test/0.normal/*  test/1.abnormal[/<subclass>]/*   as in the official GANomaly code
-    train/good/*      test/good/*      test/<defect>/*                  MVTec; ground_truth/ is not read
+    train/good/*      test/good/*      test/<defect>/*                  MVTec
     train/<class>/*   test/<class>/*                                    anything else
 
+In each, `ground_truth/<class>/<name>_mask.png` marks the anomalous pixels of `test/<class>/<name>.png`; either may
+have another suffix, and `_mask` may be left out.
 Files are decoded once, in parallel, into one array in a cache folder, and read from there as long as no file
 is added, removed or changed.
 """
@@ -114,6 +116,7 @@ def load(
         files=tuple(map(as_text, files)),
         mean=mean,
         std=std,
+        masks=masks_of(folder, files, shape, None if image_size is None else fit),
     )
 
 
@@ -216,6 +219,28 @@ def pixels(
         if older != npy:
             older.unlink(missing_ok=True)
     return x
+
+
+def masks_of(
+    folder: Path, files: Sequence[str], shape: tuple[int, int, int], fit: str | None
+) -> np.ndarray | None:
+    """Bool `[N, H, W]`, the pixels of the files that `ground_truth/` marks; None where it marks none of them.
+
+    A pixel is marked where its mask is brighter than half of the mask's brightest.
+    """
+    known = {
+        f"test/{found.class_name}/{Path(name).stem.removesuffix('_mask')}": f"{found.class_name}/{name}"
+        for found in in_class_folders(folder, "ground_truth")
+        for name in found.names
+    }
+    marked = {row: mask for row, file in enumerate(files) if (mask := known.get(file.rpartition(".")[0]))}
+    if not marked:
+        return None
+    paths = [f"{folder}/ground_truth/{mask}" for mask in marked.values()]
+    decoded = decode_files(paths, (1, *shape[1:]), fit).numpy()[:, 0]
+    masks = np.zeros((len(files), *shape[1:]), bool)
+    masks[list(marked)] = decoded > decoded.max((1, 2), keepdims=True) // 2
+    return masks
 
 
 def short_hash(*parts: bytes) -> str:

@@ -51,6 +51,11 @@ def _reading(lines: Sequence[Line], runs: Sequence[dict[str, Any]]) -> list[str]
             "* hindsight: the highest AUROC of all hyper-parameters that a paper chose from by the test labels. It has "
             "seen the test labels and is no honest result."
         )
+    if any(line.get("auroc_pixel") is not None for line in lines):
+        sentences.append(
+            "pixels: AUROC of all pixels of the anomaly maps, the marked ones positive, on normal images and on those "
+            "with a mark."
+        )
     if transductive := {str(run["model"]) for run in runs if run.get("transductive")}:
         sentences.append(f"Learned from the test rows themselves, without labels: {_listed(transductive)}.")
     if pretrained := {str(run["model"]) for run in runs if run.get("pretrained")}:

@@ -30,10 +30,13 @@ NUMBERS = {
     "untrained": ("auroc_untrained", ".3f"),
     "best epoch *": ("auroc_best_epoch", ".3f"),
     "hindsight *": ("auroc_hindsight", ".3f"),
+    "pixels": ("auroc_pixel", ".3f"),
     "training, s": ("train_seconds", ".1f"),
     "scoring, ms": ("score_ms_per_image", ".3f"),
 }
-"""Number columns of the table of runs, in `metrics.json`, and how they are written; hindsight's where there is any."""
+"""Number columns of the table of runs, in `metrics.json`, and how they are written."""
+RARE = ("hindsight *", "pixels")
+"""Those among them that have a column only where there are any."""
 FILES = ("config.yaml", "run.json", "metrics.json", "error.json", "scores.csv", "losses.csv")
 
 
@@ -162,8 +165,8 @@ def _runs(folder: Path, records: Sequence[Record], album: _Album) -> dict[str, A
     common = set.intersection(*(set(facts.items()) for facts in known)) if len(known) > 1 else set()
     texts = [_texts(record) for record in listed]
     told = [name for name in FACTS if name == "status" or len({text[name] for text in texts}) > 1]
-    peeked = any("auroc_hindsight" in record.metrics for record in listed)
-    columns = {name: how for name, how in NUMBERS.items() if peeked or name != "hindsight *"}
+    present = {key for record in listed for key in record.metrics}
+    columns = {name: how for name, how in NUMBERS.items() if name not in RARE or how[0] in present}
     rows = []
     for record, facts, text in zip(listed, known, texts, strict=True):
         numbers = [_number(record.metrics.get(name), form) for name, form in columns.values()]

@@ -16,12 +16,17 @@ KINDS = {
     "untrained_": "auroc_untrained",
     "best_epoch_": "auroc_best_epoch",
     "hindsight_": "auroc_hindsight",
+    "pixel_": "auroc_pixel",
+    "pixel_untrained_": "auroc_pixel_untrained",
 }
 """The numbers of a cell: how its mean and deviation begin, and what they are of."""
 
 NUMBERS = [*(f"{kind}{number}" for kind in KINDS for number in ("mean", "std")), "low", "high"]
 CELL = ("data", "protocol", *ROW, "class", "n", "epochs", *NUMBERS)
-"""The columns of `table.csv`; those of hindsight only where there is any."""
+"""The columns of `table.csv`."""
+
+RARE = ("hindsight_", "pixel_", "pixel_untrained_")
+"""Kinds of numbers that have columns only where there are any."""
 
 SHOWN_ELSEWHERE = SWEPT | {
     "model",

@@ -17,7 +17,7 @@ from anomaly_bench.report.formats import Table
 from anomaly_bench.report.notes import failure, notes, synthetic
 from anomaly_bench.report.page import write_page
 from anomaly_bench.report.pictures import draw_paper_curves, draw_report
-from anomaly_bench.report.results import CELL, ROW, Line, latest, results, span, tidy
+from anomaly_bench.report.results import CELL, RARE, ROW, Line, latest, results, span, tidy
 
 ABSENT = "–"
 BELOW = (
@@ -26,6 +26,8 @@ BELOW = (
     ("· untrained", "untrained_mean", "untrained_std"),
     ("· best epoch *", "best_epoch_mean", "best_epoch_std"),
     ("· hindsight *", "hindsight_mean", "hindsight_std"),
+    ("· pixels", "pixel_mean", "pixel_std"),
+    ("· pixels, untrained", "pixel_untrained_mean", "pixel_untrained_std"),
 )
 """The rows that stand below one of ours, and what they show."""
 
@@ -49,8 +51,13 @@ def write_report(runs_dir: Path | str, out: Path | str | None = None) -> str:
     ours, beside = make_tables(records), paper_tables(records)
     tables = [*ours, *beside]
     cells = [cell for table in ours for cell in table.cells]
-    peeked = any(cell["hindsight_mean"] == cell["hindsight_mean"] for cell in cells)  # NaN is not itself
-    columns = [name for name in CELL if peeked or not name.startswith("hindsight_")]
+    absent = {
+        f"{kind}{number}"
+        for kind in RARE
+        for number in ("mean", "std")
+        if all(math.isnan(cell[f"{kind}mean"]) for cell in cells)
+    }
+    columns = [name for name in CELL if name not in absent]
     write_csv(folder / "table.csv", pd.DataFrame(cells, columns=columns))
     write_text(folder / "table.md", "\n".join(map(formats.markdown, tables)))
     write_text(folder / "table.tex", formats.LATEX_HEAD + "\n".join(map(formats.latex, tables)))

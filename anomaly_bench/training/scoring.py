@@ -130,6 +130,17 @@ def explain_rows(detector: Detector, rows: Rows, *, precision: str, batch_size: 
     return Explanation(joined(score), *(None if field[0] is None else joined(field) for field in others))
 
 
+def map_rows(detector: Detector, rows: Rows, *, precision: str, batch_size: int) -> Tensor | None:
+    """Anomaly maps `[N, H, W]` of the rows, in order, float32 on the CPU; None where the detector has none."""
+    maps = []
+    with evaluation(detector, rows.device), autocast(rows.device, precision):
+        for batch in rows.in_order(batch_size):
+            if (found := detector.explain(batch.x).map) is None:
+                return None
+            maps.append(found)
+    return joined(tuple(maps))
+
+
 def joined(parts: tuple[Tensor, ...]) -> Tensor:
     """Batches as one float32 tensor on the CPU."""
     return torch.cat(parts).float().cpu()

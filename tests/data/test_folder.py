@@ -50,6 +50,38 @@ def test_mvtec_layout(tmp_path, draw):
     data = folder.load(root=tmp_path, image_size=8)
     assert data.class_names == ("crack", "good")
     assert data.x[:, 0, 0, 0].tolist() == [1, 3, 2]
+    assert data.masks is not None
+    assert data.masks.all((1, 2)).tolist() == [False, True, False]
+    assert not data.masks[[0, 2]].any()
+
+
+@pytest.mark.parametrize("mask", ["ground_truth/gun/a_mask.png", "ground_truth/gun/a.bmp"])
+def test_a_mask_marks_its_brighter_half_where_the_image_is(tmp_path, draw, mask):
+    draw(tmp_path / "train/good/a.png", 1)
+    draw(tmp_path / "test/good/a.png", 1)
+    draw(tmp_path / "test/gun/a.jpg", 1, size=(16, 16))
+    draw(tmp_path / "test/gun/b.png", 1)
+    pixels = np.zeros((16, 16), np.uint8)
+    pixels[:8, :8] = 1  # of 0 and 1, as some sets have them
+    (tmp_path / mask).parent.mkdir(parents=True)
+    Image.fromarray(pixels).save(tmp_path / mask)
+    data = folder.load(root=tmp_path, image_size=8)
+    expected = np.zeros((4, 8, 8), bool)
+    expected[data.files.index("test/gun/a.jpg"), :4, :4] = True
+    assert np.array_equal(data.masks, expected)
+    (tmp_path / mask).unlink()
+    unmarked = folder.load(root=tmp_path, image_size=8)
+    assert unmarked.masks is None
+    assert unmarked.fingerprint() != data.fingerprint()
+
+
+def test_a_mask_that_cannot_be_read_is_named(tmp_path, draw):
+    for path in ("train/good/a.png", "test/good/a.png", "test/gun/a.png"):
+        draw(tmp_path / path, 1)
+    (tmp_path / "ground_truth/gun").mkdir(parents=True)
+    (tmp_path / "ground_truth/gun/a_mask.png").write_bytes(b"none")
+    with pytest.raises(SettingError, match=r"1 of 1 image files cannot be read: .*a_mask\.png"):
+        folder.load(root=tmp_path, image_size=8)
 
 
 def test_channels(tmp_path, draw):

@@ -27,6 +27,7 @@ def rows():
         files=tuple(f"train/{number}.png" for number in range(50)),
         mean=0.1,
         std=1 / 3,
+        masks=np.arange(200).reshape(50, 2, 2) % 3 == 0,
     )
 
 
