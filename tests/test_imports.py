@@ -48,6 +48,7 @@ AT_THE_END = {
     "compose",
     "estimator",
     "export",
+    "measuring",
     "provenance",
     "recommend",
     "run",
