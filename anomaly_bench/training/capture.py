@@ -38,10 +38,10 @@ INDUCTOR_FROM = 1e14
 """Operations of a stage from which half a minute of compiling pays."""
 
 INDUCTOR_FROM_CALLS = 3e6
-"""Calls of torch's kernels in a stage from which it pays too: compiled, each takes microseconds less.
+"""Calls of torch's kernels in a stage from which it pays too: compiled, each takes microseconds less."""
 
-What is compiled is kept on disk, for the next run of the same sizes: that this pays counts on another seed.
-"""
+INDUCTOR_FROM_STEPS = 10_000
+"""Steps that this needs as well: to compile a call takes as long as is gained by some thousand of them."""
 
 Step = Callable[[Batch], dict[str, Tensor]]
 Run = Callable[[Tensor, Tensor], list[Tensor]]
@@ -86,7 +86,7 @@ def prepared(
         work, changed = rehearsed(eager, detector, stage, batch)
         if changed:
             raise NotRepeatable(f"it changes {', '.join(changed)}")
-        chosen = worthwhile(work.total * n_steps, work.calls * n_steps) if mode == "auto" else mode
+        chosen = worthwhile(work.total, work.calls, n_steps) if mode == "auto" else mode
         if chosen == "off":
             return Prepared(eager, "eager")
         with undone(detector, stage):
@@ -103,11 +103,13 @@ class NotRepeatable(Exception):
     """A step that does not do the same every time."""
 
 
-def worthwhile(operations: int, calls: int) -> str:
-    """The mode that pays for a stage of so many operations, in so many calls of kernels, on a CPU."""
-    if operations > INDUCTOR_FROM or calls > INDUCTOR_FROM_CALLS:
+def worthwhile(operations: int, calls: int, n_steps: int) -> str:
+    """The mode that pays on a CPU for a stage of `n_steps`, each of so many operations and calls of kernels."""
+    if operations * n_steps > INDUCTOR_FROM:
         return "inductor"
-    return "graph" if operations > GRAPH_FROM else "off"
+    if n_steps >= INDUCTOR_FROM_STEPS and calls * n_steps > INDUCTOR_FROM_CALLS:
+        return "inductor"
+    return "graph" if operations * n_steps > GRAPH_FROM else "off"
 
 
 def as_one(

@@ -129,12 +129,13 @@ def test_a_step_that_is_not_the_same_every_time_runs_as_it_is_written(
 
 
 def test_stages_are_prepared_as_their_work_deserves() -> None:
-    assert [worthwhile(operations, 0) for operations in (10**9, 10**13, 10**15)] == [
+    assert [worthwhile(operations, 0, 1000) for operations in (10**6, 10**10, 10**12)] == [
         "off",
         "graph",
         "inductor",
     ]
-    assert [worthwhile(0, calls) for calls in (10**6, 10**7)] == ["off", "inductor"]
+    assert [worthwhile(0, calls, 20_000) for calls in (100, 300)] == ["off", "inductor"]
+    assert worthwhile(0, 20_000, 300) == "off"
     _, history = learned(ganomaly)
     assert {line.step for line in history} == {"eager"}
 
