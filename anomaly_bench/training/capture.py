@@ -304,9 +304,11 @@ def fused_adam(
     found_inf: Tensor | None = None,
 ) -> Any:
     """One update of Adam as single operations, which inductor fuses again: it cannot see into the fused one."""
-    if weight_decay or amsgrad or maximize or grad_scale is not None or found_inf is not None:
+    if amsgrad or maximize or grad_scale is not None or found_inf is not None:
         return NotImplemented
     for p, gradient, mean, square, count in zip(parameters, gradients, means, squares, counts, strict=True):
+        if weight_decay:
+            gradient = gradient.add(p, alpha=weight_decay)
         mean.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         root = square.sqrt() / (1 - beta2**count).sqrt() + eps

@@ -183,10 +183,11 @@ def test_a_compiled_step_gives_the_same_losses(build: Callable[[], Detector]) ->
         assert line.losses == pytest.approx(other.losses, rel=1e-2)
 
 
-def test_a_compiled_update_of_adam_is_adams() -> None:
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_compiled_update_of_adam_is_adams(decay: float) -> None:
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(7, dtype=torch.float64))
-    optimizer = torch.optim.Adam([weight], lr=1e-2, betas=(0.5, 0.999))
+    optimizer = torch.optim.Adam([weight], lr=1e-2, betas=(0.5, 0.999), weight_decay=decay)
     ours, mean, square = weight.detach().clone(), torch.zeros(7).double(), torch.zeros(7).double()
     count = torch.zeros(())
     for _ in range(5):
@@ -195,7 +196,7 @@ def test_a_compiled_update_of_adam_is_adams() -> None:
         count += 1
         capture.fused_adam(
             [ours], [weight.grad], [mean], [square], [], [count],
-            lr=1e-2, beta1=0.5, beta2=0.999, weight_decay=0, eps=1e-8, amsgrad=False, maximize=False,
+            lr=1e-2, beta1=0.5, beta2=0.999, weight_decay=decay, eps=1e-8, amsgrad=False, maximize=False,
         )  # fmt: skip
     torch.testing.assert_close(ours, weight.detach(), rtol=1e-6, atol=0)
 
