@@ -112,6 +112,18 @@ def test_the_readme_has_the_gans_as_the_records_give_them():
     assert wanted in (RESULTS.parent / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_readme_has_the_table_of_dagmm_as_the_records_give_it():
+    frame = pd.read_csv(RESULTS / "dagmm_arrhythmia" / "paper.csv")
+    shown = frame[(frame["data"] == "arrhythmia") & (frame["metric"] == "f1") & frame["variant"].isna()]
+    assert len(shown) == 12
+    lines = [
+        f"| {row.method} | {row.printed:.3f} | {row.mean:.3f} ± {row.std:.3f} | {row.untrained_mean:.3f} |"
+        for row in shown.itertuples()
+    ]
+    readme = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(["|:---|---:|---:|---:|", *lines, ""]) in readme
+
+
 def test_the_readme_s_speeds_are_the_benchmark_s():
     speeds, benchmark = {}, (RESULTS / "benchmarks" / "bf16_epyc_2_cores.md").read_text(encoding="utf-8")
     what = ""

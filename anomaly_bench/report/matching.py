@@ -128,14 +128,14 @@ def rows_of(theirs: Sequence[Printed], records: Sequence[Record], evaluations: S
     }
     everything = {str(name) for record in own for name in record.run.get("data_classes") or []}
 
-    controls = {name: _found(group, "auroc_untrained") for name, group in by_evaluation.items() if areas}
+    controls = {name: _found(group, f"{first.metric}_untrained") for name, group in by_evaluation.items()}
 
     def row(printed: Printed, classes: Sequence[str], part: bool = False) -> Row:
         return Row(
             printed,
             list(classes),
             {name: _number(found[name], classes) for name in evaluations},
-            {name: _number(controls[name], classes) if areas else None for name in evaluations},
+            {name: _number(controls[name], classes) for name in evaluations},
             {
                 name: _interval(by_evaluation[name], classes) if areas and name not in chosen else None
                 for name in evaluations

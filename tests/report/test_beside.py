@@ -198,6 +198,19 @@ def test_a_study_of_settings_is_matched_by_the_settings(tmp_path):
     ]
 
 
+def test_f1_stands_beside_the_control_s():
+    facts = {"model": "dagmm", "data": "thyroid", "protocol": "tabular_half"}
+    numbers = {"precision": 0.4, "recall": 0.5, "f1": 0.444, "f1_untrained": 0.385}
+    record = made_up(metrics=numbers, **facts | {"class": None, "class_index": None})
+    (table,) = paper_tables(named(record, name="dagmm"))
+    run = [row for row in rows_of(table) if row["clean"] not in ("", "not run")]
+    assert [(row["metric"], row["clean"], row["untrained"]) for row in run] == [
+        ("precision", "0.400", ""),
+        ("recall", "0.500", ""),
+        ("F1", "0.444", "0.385"),
+    ]
+
+
 def baggage(**facts) -> Record:
     kinds = {"1.abnormal/gun": 0.8, "1.abnormal/gun-part": 0.6, "1.abnormal/knife": 0.7}
     facts = {
