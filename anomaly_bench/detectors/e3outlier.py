@@ -55,10 +55,7 @@ from torch.optim import SGD
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
-from anomaly_bench.networks.parts import in_parts
 from anomaly_bench.networks.transformations import (
-    VIEWS_AT_ONCE,
-    VIEWS_ON_A_CPU,
     Transformations,
     next_of,
     random_orders,
@@ -144,8 +141,7 @@ class E3Outlier(Detector):
 
     def log_p(self, x: Tensor) -> Tensor:
         """log p_t(x), `[N, K, K]`: what is said of each operation on images `[N, C, S, S]`."""
-        parts = in_parts(x, VIEWS_AT_ONCE // self.kinds, VIEWS_ON_A_CPU // self.kinds)
-        logits = torch.cat([self.net(self.transform.views(part)) for part in parts])
+        logits = torch.cat([self.net(views) for views in self.transform.views_in_parts(x)])
         return logits.float().log_softmax(1).view(x.shape[0], self.kinds, self.kinds)
 
     def score(self, x: Tensor) -> Tensor:

@@ -7,11 +7,13 @@ angles, which 16 spline coefficients it is a weighted sum of.
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.parts import in_parts
 
 SETS = ("ra", "ra+ia", "ra+ia+pr")
 """Regular affine, irregular affine, patch re-arranging."""
@@ -19,7 +21,7 @@ SETS = ("ra", "ra+ia", "ra+ia+pr")
 VIEWS_AT_ONCE = 1024
 """Transformed images that go through a network at once, to be scored."""
 
-VIEWS_ON_A_CPU = 128
+VIEWS_ON_A_CPU = 24
 """As many on a CPU, whose caches then hold what a layer makes of them."""
 
 
@@ -77,6 +79,11 @@ class Transformations(nn.Module):
             parts = self.coefficients(x)[:, :, self.taps]  # [N, C, T - M, S * S, 16]
             pixels = torch.cat([pixels, (parts * self.weights).sum(-1)], 2)
         return pixels.transpose(1, 2).reshape(-1, *x.shape[1:])
+
+    def views_in_parts(self, x: Tensor) -> Iterator[Tensor]:
+        """The same, in parts as large as a network should take at once."""
+        for part in in_parts(x, VIEWS_AT_ONCE // len(self)):
+            yield from in_parts(self.views(part), VIEWS_AT_ONCE, VIEWS_ON_A_CPU)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Each of images `[N, C, S, S]` by its own transformation, of number `t` int64 `[N]`."""

@@ -8,7 +8,13 @@ import torch
 from scipy import ndimage
 
 from anomaly_bench.errors import SettingError
-from anomaly_bench.networks.transformations import Transformations, next_of, random_orders, rounds
+from anomaly_bench.networks.transformations import (
+    VIEWS_ON_A_CPU,
+    Transformations,
+    next_of,
+    random_orders,
+    rounds,
+)
 
 
 def images(n: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -140,3 +146,11 @@ def test_only_those_in_the_batch_have_had_a_turn():
 def test_whole_rounds(epochs, kinds, passes):
     assert rounds(epochs, kinds) == passes
     assert rounds(epochs, kinds) == kinds * int(np.ceil(epochs / kinds))
+
+
+def test_views_in_parts_are_the_views() -> None:
+    transform = Transformations((1, 8, 8))
+    x = images(16, (1, 8, 8))
+    parts = list(transform.views_in_parts(x))
+    assert max(len(part) for part in parts) == VIEWS_ON_A_CPU
+    assert torch.cat(parts).equal(transform.views(x))
