@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import unwrap
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -125,16 +126,26 @@ class Detector(nn.Module, ABC):
         self.register_load_state_dict_pre_hook(take_shapes)
 
 
+class Adam(torch.optim.Adam):
+    """torch's Adam without its guards against torch's compiler, which they import: a second and 100 MiB.
+
+    Steps are compiled from a record of what they do, in which there is no optimiser.
+    """
+
+    add_param_group = unwrap(torch.optim.Adam.add_param_group)
+    step = torch.no_grad()(unwrap(torch.optim.Adam.step))
+
+
 def adam(
     *modules: nn.Module,
     lr: float,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
-) -> torch.optim.Adam:
+) -> Adam:
     """Adam over the parameters of `modules`, each update one fused pass; weight decay is added to gradients."""
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+    return Adam(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
 def descend(optimizer: Optimizer, loss: Tensor, keep_graph: bool = False) -> None:

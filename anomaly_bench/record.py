@@ -1,5 +1,7 @@
 """A run's folder on disk: written whole or not at all, read back as it is."""
 
+from __future__ import annotations
+
 import csv
 import hashlib
 import json
@@ -15,13 +17,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 import numpy as np
-import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger("anomaly_bench")
 

@@ -140,3 +140,20 @@ def test_descend_takes_a_gradient_that_lies_otherwise_in_memory_than_its_paramet
         descend(optimizer, slope.square().sum() + 0 * out.sum())
         layers.append(layer)
     torch.testing.assert_close(layers[0].weight, layers[1].weight, atol=1e-3, rtol=0)
+
+
+def test_adam_is_that_of_torch_to_the_bit() -> None:
+    ours, theirs = (nn.Linear(3, 2) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    settings = {"lr": 0.1, "betas": (0.5, 0.99), "eps": 1e-5, "weight_decay": 0.2}
+    pairs = [
+        (ours, adam(ours, **settings)),
+        (theirs, torch.optim.Adam(theirs.parameters(), fused=True, **settings)),
+    ]
+    for _ in range(3):
+        x = torch.randn(4, 3)
+        for network, optimizer in pairs:
+            descend(optimizer, network(x).square().mean())
+    for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert mine.equal(its)
+        assert mine.requires_grad

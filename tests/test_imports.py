@@ -113,6 +113,21 @@ def test_detectors_never_import_each_other() -> None:
         assert "detectors" not in rooms_imported(path), path.name
 
 
+def test_the_first_steps_need_no_compiler_and_no_tables() -> None:
+    code = (
+        "import sys, torch\n"
+        "from anomaly_bench.detectors.ganomaly import GANomaly\n"
+        "from anomaly_bench.training.trainer import Trainer\n"
+        "trainer = Trainer(device='cpu')\n"
+        "detector = trainer.place(GANomaly((1, 16, 16), nz=2, ngf=4, ndf=4, batch_size=4, epochs=1))\n"
+        "rows = trainer.rows(torch.zeros(8, 1, 16, 16, dtype=torch.uint8), 0.5, 0.5)\n"
+        "print(len(trainer.learn(detector, rows, seed=0).history))\n"
+        "print(*{'torch._dynamo', 'torch._inductor', 'triton', 'sympy', 'pandas'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
+
+
 def test_hydra_stays_with_the_settings() -> None:
     users = {str(path.relative_to(PACKAGE)) for path in FILES if packages(path) & {"hydra", "omegaconf"}}
     assert users == {

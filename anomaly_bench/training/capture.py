@@ -19,7 +19,6 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from anomaly_bench.detector import Batch, Detector, Stage
 from anomaly_bench.training.gemm import STAND_INS
@@ -141,13 +140,17 @@ class Operations(TorchDispatchMode):
     torch's own FlopCounterMode also hooks every module, which gradients of gradients do not allow.
     """
 
-    total = 0
-    calls = 0
+    def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # imports triton, 80 MiB that few runs need
+
+        super().__init__()
+        self.registry = flop_registry
+        self.total = self.calls = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls += 1
         out = func(*args, **(kwargs or {}))
-        if (count := flop_registry.get(func.overloadpacket)) is not None:
+        if (count := self.registry.get(func.overloadpacket)) is not None:
             self.total += count(*args, **(kwargs or {}), out_val=out)
         return out
 

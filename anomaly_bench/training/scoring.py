@@ -69,12 +69,13 @@ def pairs_to_fold(
                 yield sequence, number, layer, norm
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: str, *, fixed: bool = False) -> torch.autocast:
     """The context in which a detector computes: bfloat16 where it is safe, or nothing.
 
-    Casts of weights are not cached: a step that uses a network again after its update must see the new weights.
+    Weights that are `fixed` inside are cast once; a step that uses a network again after its update must see the
+    new ones.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=fixed)
 
 
 @contextmanager
@@ -93,7 +94,7 @@ def scoring(
     with (
         evaluation(detector, device, batch_statistics),
         folded(detector) if fold and detector.foldable and not batch_statistics else nullcontext(),
-        autocast(device, precision),
+        autocast(device, precision, fixed=detector.foldable),
     ):
         yield
 

@@ -1,8 +1,10 @@
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
 from anomaly_bench.training.scoring import autocast, evaluation, explain_rows, folded, score_rows
@@ -120,6 +122,32 @@ def test_autocast_sees_weights_that_were_just_updated() -> None:
         assert linear(torch.ones(1, 1)).dtype == torch.bfloat16
     with autocast(CPU, "fp32"):
         assert linear(torch.ones(1, 1)).dtype == torch.float32
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts to bfloat16 by the size of what is cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default and kwargs["dtype"] == torch.bfloat16:
+            self.sizes.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once_for_all_batches_unless_scoring_descends(
+    detector: Normed, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = detector.net[0].weight.numel()
+    with Casts() as casts:
+        score_rows(detector, rows, precision="bf16", batch_size=5)
+    assert casts.sizes.count(weight) == 1
+    monkeypatch.setattr(Normed, "foldable", False)
+    with Casts() as casts:
+        score_rows(detector, rows, precision="bf16", batch_size=5)
+    assert casts.sizes.count(weight) == 2
 
 
 class Convolved(Detector):
