@@ -71,7 +71,7 @@ def prepared(
         batch: one like those to come.
         n_steps: of the whole stage.
         context: that the eager step runs in: autocast, or nothing.
-        gemm: on a CPU, let weight gradients of strided convolutions be matrix products.
+        gemm: on a CPU, compute convolutions as `gemm.py` does.
     """
 
     def eager(batch: Batch) -> dict[str, Tensor]:

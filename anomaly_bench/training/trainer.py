@@ -50,7 +50,7 @@ class Trainer:
         channels_last: keep images and convolutions in that memory format.
         compile: `off` runs each step as it is written; `graph` records it once and replays that; `inductor`
             compiles the record as one; `auto` chooses by how much there is to compute.
-        gemm: in recorded steps, compute weight gradients of strided convolutions as matrix products.
+        gemm: in recorded steps on a CPU, compute convolutions as `training/gemm.py` does.
         fold: score with batch norm folded into the convolution before it.
     """
 

@@ -1,4 +1,4 @@
-"""The stand-in against the operator it stands for, in float64."""
+"""The stand-ins against the operators they stand for, in float64."""
 
 from itertools import product
 
@@ -55,26 +55,60 @@ def tensors(layer: dict, memory_format: torch.memory_format) -> tuple[Tensor, Te
     return x, weight, bias, (*rest, layer.get("groups", 1))
 
 
+IN_BFLOAT16 = {
+    "many channels": {"x": (3, 40, 8, 8), "weight": (256, 40, 4, 4), "stride": (2, 2), "padding": (1, 1)},
+    "many channels, odd sides": {
+        "x": (3, 5, 11, 8),
+        "weight": (256, 5, 5, 3),
+        "stride": (2, 3),
+        "padding": (0, 1),
+    },
+    "many channels, transposed": {
+        "x": (3, 256, 4, 4),
+        "weight": (256, 40, 4, 4),
+        "stride": (2, 2),
+        "padding": (1, 1),
+        "transposed": True,
+    },
+    "grey": {"x": (3, 1, 8, 8), "weight": (40, 1, 4, 4), "stride": (2, 2), "padding": (1, 1)},
+    "grey, not strided": {"x": (3, 1, 8, 8), "weight": (4, 1, 3, 3), "stride": (1, 1), "padding": (1, 1)},
+}
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("name", LAYERS)
-def test_gradients_are_those_of_the_operator(name: str, memory_format: torch.memory_format) -> None:
-    x, weight, bias, rest = tensors(LAYERS[name], memory_format)
+@pytest.mark.parametrize("name", [*LAYERS, *IN_BFLOAT16])
+def test_results_are_those_of_the_operator(
+    name: str, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gemm, "PRECISION", torch.float64 if name in IN_BFLOAT16 else torch.bfloat16)
+    x, weight, bias, rest = tensors((LAYERS | IN_BFLOAT16)[name], memory_format)
+    said = []
+    for shift in (None, bias):
+        expected, got = aten.convolution(x, weight, shift, *rest), gemm.convolution(x, weight, shift, *rest)
+        said.append(got is not NotImplemented)
+        if got is not NotImplemented:
+            torch.testing.assert_close(got, expected)
     gradient = torch.randn_like(aten.convolution(x, weight, None, *rest))
     for mask in product([True, False], repeat=3):
         expected = aten.convolution_backward(gradient, x, weight, bias.shape, *rest, mask)
         got = gemm.convolution_backward(gradient, x, weight, bias.shape, *rest, mask)
+        said.append(got is not NotImplemented)
         if got is NotImplemented:
-            assert not mask[1]
             continue
         for ours, theirs, wanted in zip(got, expected, mask, strict=True):
             assert (ours is not None) == wanted
             if wanted:
                 torch.testing.assert_close(ours, theirs)
+    assert any(said)
 
 
 @pytest.mark.parametrize("name", LEFT_ALONE)
-def test_other_layers_are_left_to_the_operator(name: str) -> None:
+def test_other_layers_are_left_to_the_operator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm, "PRECISION", torch.float64)
     x, weight, bias, rest = tensors(LEFT_ALONE[name], torch.contiguous_format)
     gradient = torch.randn_like(aten.convolution(x, weight, None, *rest))
-    told = gemm.convolution_backward(gradient, x, weight, bias.shape, *rest, (True, True, True))
-    assert told is NotImplemented
+    for function, arguments in (
+        (gemm.convolution, (x, weight, bias, *rest)),
+        (gemm.convolution_backward, (gradient, x, weight, bias.shape, *rest, (True, True, True))),
+    ):
+        assert function(*arguments) is NotImplemented
