@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
@@ -55,6 +54,8 @@ class Overlays:
 
 def overlaid(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """The image (uint8 `[C, H, W]`), in grey, under heat (on [0, 1], `[H, W]`), as uint8 `[H, W, 3]`."""
+    import matplotlib
+
     grey = image.mean(0)[..., None]
     colours = 255 * matplotlib.colormaps["inferno"](heat)[..., :3]
     opacity = OPACITY * heat[..., None]

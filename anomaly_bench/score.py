@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from anomaly_bench import metrics
 from anomaly_bench.compose import Trained, load_run
 from anomaly_bench.data.dataset import Column
 from anomaly_bench.data.folder import decode_files, list_images
@@ -102,7 +101,9 @@ def score_files(
     elif kind == "max_train":
         bound, words = float(quantiles[-1]), "the highest training score"
     elif kind == "contamination":
-        bound = metrics.quantile_threshold(scores, 1 - share)
+        from anomaly_bench.metrics import quantile_threshold  # imports scikit-learn, a second
+
+        bound = quantile_threshold(scores, 1 - share)
         words = f"{100 * share:.4g} % of these rows"
     else:
         bound, words = own_threshold(trained.metrics, folder), "the run's own"

@@ -199,6 +199,7 @@ def test_reports_are_made_without_torch(room: str) -> None:
             {"torch", "sklearn", "pandas", "numpy", "matplotlib"},
         ),
         ("import anomaly_bench.data.decode", {"torch", "torchvision", "sklearn", "pandas"}),
+        ("import anomaly_bench.score", {"torchvision", "sklearn", "scipy", "matplotlib"}),
         ("import anomaly_bench.run", {"mlflow", "wandb", "tensorboard"}),
     ],
 )
