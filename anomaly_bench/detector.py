@@ -61,7 +61,8 @@ class Detector(nn.Module, ABC):
     """True where each loss of a step is a mean over its rows: several processes may then take a part of them each."""
 
     foldable: ClassVar[bool] = True
-    """False where scoring descends: batch norm that becomes part of the weights moves what it finds."""
+    """False where scoring descends: batch norm that becomes part of the weights moves what it finds, and weights that
+    it moves must be cast anew."""
 
     pretrained: ClassVar[bool] = False
     """True where it takes weights that were learned on other data: tables say so, and `forget` keeps them out."""

@@ -81,7 +81,7 @@ class Transformations(nn.Module):
         return pixels.transpose(1, 2).reshape(-1, *x.shape[1:])
 
     def views_in_parts(self, x: Tensor) -> Iterator[Tensor]:
-        """The same, in parts as large as a network should take at once."""
+        """The same views, in their order, in parts `[n, C, S, S]` as large as a network should take at once."""
         for part in in_parts(x, VIEWS_AT_ONCE // len(self)):
             yield from in_parts(self.views(part), VIEWS_AT_ONCE, VIEWS_ON_A_CPU)
 
