@@ -136,6 +136,7 @@ OTHER_SCORE = {
     "dsebm": {"score_by": "reconstruction"},
     "dsebm_r": {"score_by": "energy"},
     "e3outlier": {"score_by": "ne"},
+    "geotrans": {"score_by": "simple"},
     "uninformed_students": {"image_score": "mean"},
     "vae": {"score_by": "reconstruction"},
     "vae_dense": {"score_by": "reconstruction"},

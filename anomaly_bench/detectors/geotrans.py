@@ -40,13 +40,14 @@ Traps: Images that look the same when flipped or turned (a 0, an 8, textures) le
 chance: `accuracy` in `losses.csv` then stays low (a guess has 1/72, a loss of 4.3), and the score has little
 to go by. Below 72, `trainer.max_epochs` ends before any image has had all transformations; shorten by whole
 rounds, `model.epochs=72`. The Dirichlet distributions are fitted to answers on the very images that were
-learned, and a network that knows few images by heart makes alpha huge: `model.score_by=simple` has no such
-fit to go wrong. The untrained control fits them too, to a random network's answers, so that it need not be
-near .5. The paper's classes go from .747 (airplanes) to .957 (automobiles): a flat profile is a sign of a
-mistake.
+learned, and a network that knows few images by heart makes alpha huge: `model.score_by=simple` does not look
+at them, and `-m model.score_by=dirichlet,simple` trains once for both. The untrained control fits them too, to
+a random network's answers, so that it need not be near .5. The paper's classes go from .747 (airplanes) to
+.957 (automobiles): a flat profile is a sign of a mistake.
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -78,6 +79,8 @@ class GeoTrans(Detector):
         lr, eps, weight_decay, batch_size: of Adam.
         epochs: passes over the training images, rounded up to whole rounds of all transformations.
     """
+
+    scored_by: ClassVar[tuple[str, ...]] = ("score_by",)
 
     alpha: Tensor  # float64 [T, T], a Dirichlet distribution for each transformation
     order: Tensor  # uint8 [N, T], in which each training image gets the transformations; empty after training
@@ -127,8 +130,7 @@ class GeoTrans(Detector):
         passes, scorable = rounds(self.epochs, self.kinds), self.score_by == "simple"
         yield Stage("classifier", passes, step, (optimizer,), self.batch_size, scorable=scorable)
         self.order, self.turn = self.order[:0].clone(), self.turn[:0].clone()
-        if self.score_by == "dirichlet":
-            self.alpha = self.fitted(train)
+        self.alpha = self.fitted(train)
 
     def fitted(self, train: Rows) -> Tensor:
         """alpha of the training images, from the means of p and of log p."""
