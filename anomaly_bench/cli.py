@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ log = logging.getLogger("anomaly_bench")
 def main() -> None:
     """The console script: one of the subcommands, else a run or a sweep."""
     signal.signal(signal.SIGTERM, stop)
+    sys.unraisablehook = unheard
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may be no text
     sys.exit(answer(sys.argv[1:]))
@@ -47,6 +49,14 @@ def main() -> None:
 def stop(*_: object) -> None:
     """End as at Ctrl-C, so that half-written files are removed and workers stopped."""
     raise KeyboardInterrupt
+
+
+def unheard(lost: "sys.UnraisableHookArgs") -> None:
+    """Say an exception that Python drops, as one within a weak reference's callback; a wish to stop comes again."""
+    if lost.exc_type is KeyboardInterrupt:
+        threading.Timer(0.01, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def answer(arguments: list[str]) -> int:

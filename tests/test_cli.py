@@ -465,6 +465,30 @@ def test_killed_in_the_middle_the_same_command_resumes_to_the_same_bits(tmp_path
     pd.testing.assert_frame_equal(a, b)
 
 
+def test_a_wish_to_stop_that_comes_in_a_callback_is_heard_after_it():
+    """Exceptions raised in a weak reference's callback are dropped; compiling a step runs many of them."""
+    program = """
+import os, signal, sys, time, weakref
+from anomaly_bench import cli
+
+def launch(arguments):
+    kept = set()
+    watch = weakref.ref(kept, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    del kept
+    print("it was dropped", flush=True)
+    time.sleep(60)
+    print("and not heard", flush=True)
+
+cli.launch = launch
+sys.argv = ["anomaly-bench"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "it was dropped\n")
+    assert done.stderr.startswith("anomaly-bench: stopped")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_an_experiment_ends_with_the_papers_table_and_takes_in_what_was_run_before(bench, tmp_path):
     digit_folders(tmp_path / "uba")
     small = [
