@@ -57,7 +57,17 @@ class OverAll(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """`[N, O, 1, 1]` of images `[N, C, H, W]`."""
-        return linear(pixel_rows(input), pixel_rows(self.weight), self.bias)[:, :, None, None]
+        return self.product(input, self.laid_out(self.weight), self.bias)
+
+    @staticmethod
+    def laid_out(weight: Tensor) -> Tensor:
+        """Weights as `product` takes them; a network that only scores keeps them so."""
+        return pixel_rows(weight)
+
+    @staticmethod
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer with other weights, laid out."""
+        return linear(pixel_rows(x), weight, bias)[:, :, None, None]
 
 
 class FromPoint(nn.ConvTranspose2d):
@@ -65,10 +75,20 @@ class FromPoint(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """`[N, O, H, W]` of codes `[N, C, 1, 1]`."""
-        _, channels, high, wide = self.weight.shape
-        pixels = linear(input.flatten(1), pixel_rows(self.weight).t())
-        images = pixels.view(-1, high, wide, channels).permute(0, 3, 1, 2)
-        return images if self.bias is None else images + self.bias[:, None, None]
+        return self.product(input, self.laid_out(self.weight), self.bias)
+
+    @staticmethod
+    def laid_out(weight: Tensor) -> Tensor:
+        """Weights as `product` takes them; a network that only scores keeps them so."""
+        return weight.permute(2, 3, 1, 0)
+
+    @staticmethod
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer with other weights, laid out."""
+        *sides, channels, _ = weight.shape
+        pixels = linear(x.flatten(1), weight.flatten(0, 2))
+        images = pixels.view(-1, *sides, channels).permute(0, 3, 1, 2)
+        return images if bias is None else images + bias[:, None, None]
 
 
 def pixel_rows(x: Tensor) -> Tensor:

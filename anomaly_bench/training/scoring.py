@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from anomaly_bench.detector import Detector, Explanation
 from anomaly_bench.rows import Rows
+from anomaly_bench.training.packing import packed
 
 
 @contextmanager
@@ -89,11 +90,14 @@ def scoring(
 ) -> Iterator[None]:
     """Inside, the detector scores as runs have it.
 
-    `fold` lets convolutions do the work of the batch norm after them, where running statistics are used.
+    `fold` lets convolutions do the work of the batch norm after them, where running statistics are used, and on a CPU
+    of activations too, with weights that are laid out once.
     """
+    fold = fold and detector.foldable
     with (
         evaluation(detector, device, batch_statistics),
-        folded(detector) if fold and detector.foldable and not batch_statistics else nullcontext(),
+        folded(detector) if fold and not batch_statistics else nullcontext(),
+        packed(detector) if fold and device.type == "cpu" else nullcontext(),
         autocast(device, precision, fixed=detector.foldable),
     ):
         yield

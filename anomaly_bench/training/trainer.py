@@ -51,7 +51,8 @@ class Trainer:
         compile: `off` runs each step as it is written; `graph` records it once and replays that; `inductor`
             compiles the record as one; `auto` chooses by how much there is to compute.
         gemm: in recorded steps on a CPU, compute convolutions as `training/gemm.py` does.
-        fold: score with batch norm folded into the convolution before it.
+        fold: score with batch norm, and on a CPU activations, folded into the convolution before them, whose weights
+            are laid out once.
     """
 
     def __init__(
