@@ -149,6 +149,20 @@ class Contradicting(Rebuilding):
         return super().explain(x)._replace(score=self.score(x).sqrt())
 
 
+class ReadingBetween(Rebuilding):
+    """Shows what is between a convolution and its activation, which are one when it scores."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(shape)
+        widen, narrow = nn.Conv2d(length_of(shape), 16, 1), nn.Conv2d(16, 2, 1)
+        self.encode = nn.Sequential(
+            nn.Unflatten(1, (-1, 1, 1)), widen, nn.LeakyReLU(0.2), narrow, nn.Flatten()
+        )
+
+    def explain(self, x: Tensor) -> Explanation:
+        return super().explain(x)._replace(features=self.encode[:2](x).flatten(1))
+
+
 class Overwriting(Rebuilding):
     """Clips the rows that it is given in place."""
 

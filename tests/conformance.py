@@ -22,11 +22,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from anomaly_bench.data.dataset import resized
-from anomaly_bench.detector import Detector, Rows, Stage
+from anomaly_bench.detector import Detector, Explanation, Rows, Stage
 from anomaly_bench.errors import SettingError
 from anomaly_bench.training.checkpoint import Checkpoint, save_weights
 from anomaly_bench.training.control import untrained
-from anomaly_bench.training.scoring import evaluation, explain_rows, score_rows
+from anomaly_bench.training.scoring import evaluation, explain_rows, score_rows, scoring
 from anomaly_bench.training.trainer import Trainer
 
 Build = Callable[[tuple[int, ...]], Detector]
@@ -179,11 +179,21 @@ def tells_rows_apart(case: Case) -> None:
 
 
 def folds_to_the_same_scores(case: Case) -> None:
-    """Batch norm that becomes part of the convolutions before it changes no score."""
+    """Batch norm and activations that become part of the convolutions before them change nothing that is shown."""
     plain = score_rows(case.trained, case.test, precision="fp32", batch_size=256, fold=False)
     moved = (scores_of(case.trained, case.test) - plain).abs().max().item()
     bound = FOLDED * plain.abs().max().item()
     assert moved <= bound, f"with batch norm folded, a score moves by {moved:.2g}, more than {bound:.2g}"
+    x, shown = case.test.take(torch.arange(20)), []
+    for fold in (True, False):
+        with scoring(case.trained, x.device, precision="fp32", fold=fold):
+            shown.append(case.trained.explain(x))
+    for what, folded, plain in zip(Explanation._fields, *shown, strict=True):
+        moved = 0 if plain is None else (folded - plain).abs().max().item()
+        bound = 0 if plain is None else FOLDED * plain.abs().max().item()
+        assert moved <= bound, (
+            f"with batch norm folded, its {what} moves by {moved:.2g}, more than {bound:.2g}"
+        )
 
 
 def explains_what_it_scores(case: Case) -> None:

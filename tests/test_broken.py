@@ -14,6 +14,7 @@ CAUGHT_BY = {
     broken.Coarse: {"tells_rows_apart"},
     broken.Flipped: {"beats_its_untrained_self"},
     broken.Contradicting: {"explains_what_it_scores"},
+    broken.ReadingBetween: {"folds_to_the_same_scores"},
     broken.Overwriting: {"scoring_leaves_no_trace"},
     broken.LeavingGradients: {"scoring_leaves_no_trace"},
     broken.CutOff: {"moves_every_parameter"},
