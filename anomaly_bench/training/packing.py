@@ -36,7 +36,7 @@ class Product(Protocol):
 class Packed(nn.Module):
     """A convolution, and the activation after it, whose weights are laid out at the first call.
 
-    Where gradients are wanted, or for numbers that oneDNN does not take, it is the two layers.
+    Where gradients are wanted, or of what oneDNN does not take, it is the two layers.
 
     Args:
         layer, activation: what it does.
@@ -53,7 +53,7 @@ class Packed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Activated feature maps."""
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if torch.is_grad_enabled() or not computes(dtype):
+        if torch.is_grad_enabled() or x.dim() != 4 or not computes(dtype):
             return self.activation(self.layer(x))
         if self.kept is None or self.kept[0] != dtype:
             weight, bias = self.layer.weight.detach().to(dtype), self.layer.bias

@@ -86,6 +86,14 @@ def test_where_bfloat16_is_not_there_the_layers_compute(monkeypatch: pytest.Monk
         assert network[0].kept is None
 
 
+def test_one_image_without_a_batch_is_taken_as_the_layers_take_it() -> None:
+    network = nn.Sequential(LAYERS["plain"], nn.ReLU())
+    with torch.no_grad():
+        expected = network(images()[0])
+        with packed(network):
+            torch.testing.assert_close(network(images()[0]), expected)
+
+
 def test_weights_are_laid_out_once(counted: list[str]) -> None:
     network = nn.Sequential(LAYERS["plain"], nn.ReLU(), LAYERS["transposed"])
     network[2] = nn.ConvTranspose2d(6, 2, 3)
