@@ -142,9 +142,20 @@ def test_layers_for_kdd_are_those_of_the_official_code() -> None:
     assert {m.p for m in detector.discriminate.modules() if isinstance(m, nn.Dropout)} == {0.2}
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (121,)])
+def test_dropout_of_the_discriminator_can_be_switched_off(shape: tuple[int, ...]) -> None:
+    """As it was in the code for images when the paper was written."""
+    discriminate = EGBAD(shape, dropout=0.0).discriminate.train()
+    x, z = torch.rand(4, *shape), torch.rand(4, 200)
+    assert torch.equal(discriminate(x, z)[1], discriminate(x, z)[1])
+    discriminate = EGBAD(shape).discriminate.train()
+    assert not torch.equal(discriminate(x, z)[1], discriminate(x, z)[1])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"dropout": 1.0}, r"model\.dropout=1\.0: must be from 0 to below 1, or null"),
         ({"score_method": "l3"}, "model.score_method=l3: allowed are fm, cross-e"),
         ({"w": -0.1}, "model.w=-0.1"),
         ({"shape": (1, 30, 30)}, r"data\.image_size.*multiples of 4 \(nearest: 32\)"),
