@@ -38,7 +38,8 @@ network, .640 and .938. `model.operations=ra` makes do with 72 views. Where clea
 Traps: It scores the very images that it learned, so that there is nothing to choose settings on. Anomalies
 must be few: at 20 % the paper's AUROC on MNIST falls to .913. An `accuracy` in `losses.csv` that is soon
 close to 1 is a task too easy, as when borders give the operation away; then the AUROC falls, and an operation
-that leaves an image as it was, as a turned 0, tells nothing. `trainer.max_epochs` below 111 leaves images
+that leaves an image as it was, as a turned 0, tells nothing. JPEG files of the size that they are learned at
+tell quarter turns by their compression (see `geotrans`). `trainer.max_epochs` below 111 leaves images
 without some of their operations, and digits under `data=folder` get Adam where `data=mnist` has SGD. At 10 %
 of anomalies a coin has about .9 in the paper's AUPR-in and .1 in its AUPR-out: never put one beside the
 other.

@@ -40,10 +40,13 @@ Traps: Images that look the same when flipped or turned (a 0, an 8, textures) le
 chance: `accuracy` in `losses.csv` then stays low (a guess has 1/72, a loss of 4.3), and the score has little
 to go by. Below 72, `trainer.max_epochs` ends before any image has had all transformations; shorten by whole
 rounds, `model.epochs=72`. The Dirichlet distributions are fitted to answers on the very images that were
-learned, and a network that knows few images by heart makes alpha huge: `model.score_by=simple` does not look
-at them, and `-m model.score_by=dirichlet,simple` trains once for both. The untrained control fits them too, to
-a random network's answers, so that it need not be near .5. The paper's classes go from .747 (airplanes) to
-.957 (automobiles): a flat profile is a sign of a mistake.
+learned, and the score adds up the logarithms of all 72 answers, most of them next to 0: of a network that is
+sure of itself it tells how sure, and hardly whether it is right. `model.score_by=simple` looks at the right
+answers only, and `-m model.score_by=dirichlet,simple` trains once for both. The untrained control has such
+distributions too, of a random network's answers, so that it need not be near .5. JPEG files of the size that
+they are learned at tell quarter turns by their compression, which differs along rows and columns:
+`scripts/even_out_jpeg.py` makes a copy that tells less. The paper's classes go from .747 (airplanes) to .957
+(automobiles): a flat profile is a sign of a mistake.
 """
 
 from collections.abc import Iterator
