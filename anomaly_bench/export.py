@@ -5,7 +5,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
@@ -20,7 +20,7 @@ from anomaly_bench.compose import Trained, load_run
 from anomaly_bench.data.scaling import Scaler
 from anomaly_bench.errors import SettingError
 from anomaly_bench.score import warn_of_batch_statistics
-from anomaly_bench.training.scoring import scoring
+from anomaly_bench.training.scoring import evaluation, folded
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
@@ -95,7 +95,8 @@ def written(trained: Trained, form: str, path: Path) -> float:
         raise SettingError(f"{name} cannot be exported: it scores by descending on each row, as no graph can")
     warn_of_batch_statistics(trained)
     x = probes(trained)
-    with scoring(trained.detector, torch.device("cpu"), precision="fp32", fold=trained.trainer.fold):
+    fold = folded(trained.detector) if trained.trainer.fold else nullcontext()
+    with evaluation(trained.detector, torch.device("cpu")), fold:  # not packed: that is of this machine
         expected = outputs_of_run(trained, x)
         given = x / 255 if trained.scaler is None else x
         module = Scoring(trained, with_map=len(expected) > 1)
