@@ -113,7 +113,7 @@ def next_activation(following: list[tuple[str, nn.Module]]) -> tuple[str, nn.Mod
     return "", nn.Identity()
 
 
-def of_onednn(layer: nn.Conv2d | nn.ConvTranspose2d, activation: nn.Module) -> tuple[LayOut, Compute]:
+def of_onednn(layer: Convolution, activation: nn.Module) -> tuple[LayOut, Compute]:
     """How oneDNN lays out the layer's weights, and computes it and its activation."""
     transposed = isinstance(layer, nn.ConvTranspose2d)
     name = "convolution_transpose" if transposed else "convolution"
