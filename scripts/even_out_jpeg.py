@@ -1,4 +1,4 @@
-"""A copy of class folders of JPEG files whose compression says nothing of quarter turns.
+"""A copy of class folders of JPEG files whose compression says less of quarter turns.
 
     python scripts/even_out_jpeg.py cifar10_jpeg TARGET                          half of the images on their side
     python scripts/even_out_jpeg.py cifar10_jpeg TARGET --upright                all upright: the control
@@ -6,18 +6,21 @@
 
 JPEG keeps other frequencies along rows than along columns, so that a network can tell an image turned by a quarter from
 its compression alone. Methods that learn to tell turns (GeoTrans, E3Outlier) then learn that, and not the content. Here
-each image is compressed once more: half of them, drawn with a fixed seed, on their side and turned back after it, the
-others upright. Both look alike to the eye, and how an image was compressed tells nothing of how it is turned any more.
-TARGET gets the folders of the source, `train/<class>` and `test/<class>`, with PNG files, which lose nothing more.
+each image is compressed once more: half of them, drawn by their names, on their side and turned back after it, the
+others upright. How an image was compressed last tells nothing of how it is turned any more; traces of the first time
+remain. TARGET gets the folders of the source, `train/<class>` and `test/<class>`, with PNG files, which lose nothing
+more.
 """
 
 import argparse
 import io
+import shutil
 import sys
 import zlib
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 
 def encoded(image: Image.Image, quality: int) -> Image.Image:
@@ -38,6 +41,16 @@ def lies(name: str) -> bool:
     return zlib.crc32(name.encode()) & 1 == 1
 
 
+def chosen(source: Path, counts: dict[str, int | None]) -> list[Path]:
+    """The JPEG files of each class, the first by name."""
+    files: list[Path] = []
+    for part, count in counts.items():
+        for place in sorted((source / part).glob("*/")):
+            found = sorted(path for path in place.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
+            files += found[:count]
+    return files
+
+
 def main(arguments: list[str]) -> None:
     """Write the copy."""
     parser = argparse.ArgumentParser(
@@ -50,20 +63,27 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--train", type=int, help="training images of each class (default all)")
     parser.add_argument("--test", type=int, help="test images of each class (default all)")
     given = parser.parse_args(arguments)
-    classes = sorted(place for place in given.source.glob("t*/*") if place.parent.name in ("train", "test"))
-    if not classes:
-        sys.exit(f"{given.source}: it has no folders train/CLASS and test/CLASS")
+    for name, value in {"quality": given.quality, "train": given.train, "test": given.test}.items():
+        if value is not None and not 1 <= value <= (95 if name == "quality" else value):
+            parser.error(f"--{name} {value}: allowed is 1 {'to 95' if name == 'quality' else 'and more'}")
     if given.target.exists():
-        sys.exit(f"{given.target}: it is there already")
-    counts = {"train": given.train, "test": given.test}
-    for place in classes:
-        folder = given.target / place.relative_to(given.source)
-        folder.mkdir(parents=True)
-        for path in sorted(place.glob("*.jpg"))[: counts[place.parent.name]]:
-            on_its_side = not given.upright and lies(str(path.relative_to(given.source)))
+        parser.error(f"{given.target}: it is there already")
+    files = chosen(given.source, {"train": given.train, "test": given.test})
+    if not files:
+        parser.error(f"{given.source}: it has no JPEG files in train/CLASS and test/CLASS")
+    half_done = given.target.with_name(f"{given.target.name}.part")
+    shutil.rmtree(half_done, ignore_errors=True)
+    for path in tqdm(files, desc="compressing", unit=" files", disable=None, leave=False):
+        name = path.relative_to(given.source)
+        encode = encoded_on_its_side if not given.upright and lies(name.as_posix()) else encoded
+        copy = (half_done / name).with_suffix(".png")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
             with Image.open(path) as image:
-                again = (encoded_on_its_side if on_its_side else encoded)(image, given.quality)
-            again.save(folder / f"{path.stem}.png")
+                encode(image, given.quality).save(copy)
+        except OSError as error:
+            parser.error(f"{path}: it cannot be read: {error}")
+    half_done.rename(given.target)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ All follows the official code, of which:
 - Scores come from a moving average of all weights (`ema_decay`), which starts at the first weights.
 - E's first convolution has an activation, as in the code from November 2018 on; before, by a slip, it had none.
 - `dropout`: at the time of the paper its code had that of images switched off, by a slip mended in June 2018, and that
-  of rows on. 0 is what its MNIST figures were made with; null is the code's now, 0.5 for images and 0.2 for rows.
+  of rows on. 0 is the code of then, for images; null is the code's now, 0.5 for images and 0.2 for rows.
 - Stride-2 convolutions are padded on both sides, TensorFlow's on one, and batch norm has PyTorch's momentum and
   epsilon.
 - Images of 28 pixels and rows have the code's layers, and so has any other shape: images are halved twice.

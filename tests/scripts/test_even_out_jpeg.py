@@ -66,8 +66,29 @@ def test_the_copy_has_half_of_the_images_on_their_side(source: Path, tmp_path: P
     assert 0.25 < turned / len(names) < 0.75
 
 
-def test_what_is_no_such_folder_or_there_already_is_refused(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="it has no folders train/CLASS"):
-        main([str(tmp_path / "nowhere"), str(tmp_path / "new")])
-    with pytest.raises(SystemExit, match="it is there already"):
-        main([str(source), str(source)])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere", "new"], "nowhere: it has no JPEG files in train/CLASS and test/CLASS"),
+        (["source", "source"], "source: it is there already"),
+        (["source", "new", "--quality", "96"], "--quality 96: allowed is 1 to 95"),
+        (["source", "new", "--train", "0"], "--train 0: allowed is 1 and more"),
+        (["broken", "new"], "0000.jpg: it cannot be read"),
+    ],
+)
+def test_mistakes_get_one_line_and_leave_nothing_that_looks_whole(
+    arguments: list[str],
+    said: str,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken/train/cat").mkdir(parents=True)
+    (tmp_path / "broken/train/cat/0000.jpg").write_bytes(b"no image")
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

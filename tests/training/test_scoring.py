@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
-from anomaly_bench.training.scoring import autocast, evaluation, explain_rows, folded, score_rows
+from anomaly_bench.training.packing import Packed
+from anomaly_bench.training.scoring import autocast, evaluation, explain_rows, folded, score_rows, scoring
 
 CPU = torch.device("cpu")
 
@@ -187,6 +188,22 @@ def test_folded_batch_norm_gives_the_same_scores_and_is_unfolded_after() -> None
     assert not torch.equal(scores, plain), "nothing was folded"
     assert all(ours is layer for ours, layer in zip(detector.net, layers, strict=True))
     assert all(torch.equal(x, before[name]) for name, x in detector.state_dict().items())
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is without oneDNN")
+def test_on_a_cpu_convolutions_are_packed_unless_told_or_scoring_descends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    detector = Convolved()
+
+    def n_packed(**settings: bool) -> int:
+        with scoring(detector, CPU, precision="fp32", **settings):
+            return sum(isinstance(layer, Packed) for layer in detector.net)
+
+    assert n_packed() == n_packed(batch_statistics=True) == 2
+    assert n_packed(fold=False) == 0
+    monkeypatch.setattr(Convolved, "foldable", False)
+    assert n_packed() == 0
 
 
 class Activating(nn.BatchNorm2d):
