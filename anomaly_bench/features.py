@@ -15,7 +15,7 @@ def part(group: str, build: Callable[..., Detector], shape: tuple[int, ...]) -> 
     try:
         return build(shape=shape)
     except SettingError as error:
-        below = rf"\bmodel\.(?!{re.escape(group)}\.)"
+        below = rf"\bmodel\.(?!{re.escape(group)}\b)"
         raise SettingError(re.sub(below, f"model.{group}.", str(error))) from error
 
 

@@ -13,17 +13,18 @@ same of them. Where they say something else, or do not agree, the pixel is anoma
     map     = (e - e_mu) / e_sigma + (v - v_mu) / v_sigma, averaged over the patch sizes    (11, 12)
     A(x)    = the largest value of the map, or its mean
 
-    L_T     = L_k + lambda_c L_c    teacher=distilled,      L_m + lambda_c L_c    teacher=normal (6)
-    L_k     = |D(T(p)) - P(p)|^2    P: 512 pooled features of a ResNet-18, D: a linear layer     (1)
+    L_T     = L_k + lambda_c L_c    with `features`,        L_m + lambda_c L_c    without        (6)
+    L_k     = |D(T(p)) - P(p)|^2    P: pooled features of a pretrained network, D: a linear layer (1)
     L_m     = max(0, delta + |a - a+|^2 - min(|a - a-|^2, |a+ - a-|^2))   a, a+, a- = T(p, p+, p-)  (2-4)
     L_c     = sum_{i != j} c_ij     correlations of the teacher's entries over the batch         (5)
 
 Where ours differs from the paper, or the paper does not say:
 
 - **The teacher.** The paper's is distilled from a ResNet-18 on patches of ImageNet, and never sees the data. Here
-  there is no ImageNet. `normal`, the default, needs no file: the paper's own self-supervised loss L_m, which it found
-  second best, on patches of the normal training images. `distilled` has the paper's loss, with a ResNet-18 from a
-  file, on the same patches. Numbers of neither are the paper's; denguir's teacher learns from the data too.
+  there is no ImageNet: patches are of the normal training images, as are those of denguir's teacher. With `features`,
+  a pretrained network, L_k distils that, patches being enlarged to its size. Without, the default, which needs no
+  weights, the teacher learns by the paper's own self-supervised loss L_m, which it found second best. Numbers of
+  neither are the paper's.
 - `compactness`: the paper prints the sum of the correlations, which negative ones make smaller; `squares` sums their
   squares, as denguir does (over other axes) and as the words of the paper have it.
 - p+ is p moved by up to p // 8 pixels, brighter or darker by up to a tenth, with noise; p- is a patch of another image.
@@ -40,7 +41,7 @@ then 100 passes of three to five students, and all of these at every pixel for a
 gives a map without any training, where ImageNet features will do; where only whole images are to be judged,
 `model.image_score=mean` asks for more than one odd pixel.
 
-Traps: The printed numbers have a teacher that knows ImageNet; with `model.teacher=normal` it has learned to
+Traps: The printed numbers have a teacher that knows ImageNet; without `model.features` it has learned to
 tell apart only what differs among the normal images. A `metric` that stays at `model.delta` in `losses.csv`
 is a teacher that says the same of all patches. `compactness` by `sum` has its least value at -d, -128 here,
 where entries cancel without being uncorrelated: `model.compactness=squares` cannot go there. A patch of 33
@@ -50,17 +51,14 @@ pixels is as large as a 32-pixel image, so that its map says little of where: `m
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import resnet18
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
+from anomaly_bench.features import part, stages_of, vectors_of
 from anomaly_bench.networks.parts import in_parts
 from anomaly_bench.networks.patch import PatchNetwork, moved, patches_at, random_pixels, varied
 
@@ -73,8 +71,6 @@ AT_ONCE = 2**15
 ON_A_CPU = 2**12
 """As many on a CPU, whose caches then hold what a layer makes of them."""
 
-Source = Callable[[Tensor], Tensor]
-
 
 class Scale(nn.Module):
     """Teacher and students of one patch size, and what standardises them."""
@@ -84,12 +80,19 @@ class Scale(nn.Module):
     usual: Tensor  # [2, 2], mean and deviation of e, and of v, on normal images that no student saw
 
     def __init__(
-        self, p: int, channels: int, width: int, d: int, students: int, decoded: int | None = None
+        self,
+        p: int,
+        channels: int,
+        width: int,
+        d: int,
+        students: int,
+        features: Callable[..., Detector] | None = None,
     ) -> None:
         super().__init__()
+        self.features = part("features", features, (channels, p, p)) if features else None
         self.teacher = PatchNetwork(p, channels, width, d)
         self.students = nn.ModuleList(PatchNetwork(p, channels, width, d) for _ in range(students))
-        self.decode = None if decoded is None else nn.Linear(d, decoded)
+        self.decode = nn.Linear(d, length_of(self.features, (channels, p, p))) if self.features else None
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("std", torch.ones(d))
         self.register_buffer("usual", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
@@ -124,8 +127,8 @@ class UninformedStudents(Detector):
         patch_sizes: of 17, 33 and 65; a teacher and its students for each.
         students: M.
         width, d: filters of the networks' first convolution, and length of the vectors.
-        teacher: `normal` or `distilled`; see above.
-        weights: safetensors file of a ResNet-18 by its usual names (torchvision's and timm's), for `distilled`.
+        features: called as `features(shape=(C, p, p))`, gives the pretrained detector whose pooled features of
+            patches the teacher learns to say; None for a teacher that learns alone.
         lambda_c: weight of L_c.
         compactness: `sum` or `squares`; see above.
         delta: margin of L_m.
@@ -146,8 +149,7 @@ class UninformedStudents(Detector):
         students: int = 3,
         width: int = 128,
         d: int = 128,
-        teacher: str = "normal",
-        weights: str | None = None,
+        features: Callable[..., Detector] | None = None,
         lambda_c: float = 1.0,
         compactness: str = "sum",
         delta: float = 1.0,
@@ -162,26 +164,19 @@ class UninformedStudents(Detector):
     ) -> None:
         super().__init__()
         for name, value, allowed in (
-            ("teacher", teacher, ("normal", "distilled")),
             ("compactness", compactness, ("sum", "squares")),
             ("image_score", image_score, ("max", "mean")),
         ):
             if value not in allowed:
                 raise SettingError(f"model.{name}={value}: allowed are {', '.join(allowed)}")
-        if teacher == "distilled" and weights is None:
-            raise SettingError("model.weights: model.teacher=distilled needs the file of a ResNet-18")
         if students < 1:
             raise SettingError(f"model.students={students}: must be at least 1")
         if not patch_sizes or len(set(patch_sizes)) < len(patch_sizes):
             raise SettingError(f"model.patch_sizes={list(patch_sizes)}: must be one or more, each once")
         if len(shape) != 3:
             raise SettingError(f"model: it takes images, found rows of shape {shape}")
-        if teacher == "distilled" and shape[0] not in (1, 3):
-            raise SettingError(f"model.teacher=distilled: takes 1 or 3 channels, found {shape[0]}")
-        decoded = 512 if teacher == "distilled" else None
-        self.scales = nn.ModuleList(Scale(p, shape[0], width, d, students, decoded) for p in patch_sizes)
+        self.scales = nn.ModuleList(Scale(p, shape[0], width, d, students, features) for p in patch_sizes)
         self.pixels = math.prod(shape[1:])
-        self.teacher, self.weights = teacher, weights
         self.lambda_c, self.compactness, self.delta = lambda_c, compactness, delta
         self.teacher_lr, self.teacher_batch_size = teacher_lr, teacher_batch_size
         self.teacher_steps = teacher_steps
@@ -192,29 +187,29 @@ class UninformedStudents(Detector):
         """For each patch size the teacher, then all students at once; after each, what standardises it."""
         if len(train) < 2:
             raise SettingError(f"model: it takes at least 2 training rows, found {len(train)}")
-        source = pretrained(self.weights, train.device) if self.teacher == "distilled" else None
         held = held_out(torch.arange(len(train), device=train.device), len(train))
         for scale in self.scales:
             assert isinstance(scale, Scale)
             name = f"_{scale.teacher.p}" if len(self.scales) > 1 else ""
-            yield self.teacher_stage(f"teacher{name}", scale, train, source)
+            yield from stages_of(scale.features, train)
+            yield self.teacher_stage(f"teacher{name}", scale, train)
             scale.mean, scale.std = self.described(scale, train, ~held)
             yield self.student_stage(f"students{name}", scale, len(train))
             scale.usual = self.measured(scale, train, held)
 
-    def teacher_stage(self, name: str, scale: Scale, train: Rows, source: Source | None) -> Stage:
-        """The teacher on random patches, a distilled one if it has a source."""
-        teacher, decode = scale.teacher, scale.decode
+    def teacher_stage(self, name: str, scale: Scale, train: Rows) -> Stage:
+        """The teacher on random patches, by features if there are any."""
+        teacher, decode, features = scale.teacher, scale.decode, scale.features
         trained = [teacher] if decode is None else [teacher, decode]
         optimizer = adam(*trained, lr=self.teacher_lr, weight_decay=self.weight_decay)
 
         def distilled(batch: Batch) -> dict[str, Tensor]:
             assert decode is not None
-            assert source is not None
+            assert features is not None
             patches = patches_at(batch.x, *random_pixels(batch.x), teacher.p)
             described = teacher(patches)
             with torch.no_grad():
-                wanted = source(patches)
+                wanted = features.represent(patches)
             l_k = (decode(described) - wanted).float().square().sum(1).mean()
             l_c = self.compactness_loss(described)
             descend(optimizer, l_k + self.lambda_c * l_c)
@@ -227,7 +222,7 @@ class UninformedStudents(Detector):
             return detached(metric=l_m, compactness=l_c)
 
         epochs = math.ceil(self.teacher_steps / train.steps(self.teacher_batch_size))
-        step = alone if source is None else distilled
+        step = alone if features is None else distilled
         return Stage(name, epochs, step, (optimizer,), self.teacher_batch_size, scorable=False)
 
     def compared(self, teacher: PatchNetwork, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -305,30 +300,7 @@ def held_out(index: Tensor, rows: int) -> Tensor:
     return index % every == every - 1
 
 
-def pretrained(file: str | None, device: torch.device) -> Source:
-    """The pooled features `[N, 512]` of patches `[N, C, p, p]` in [-1, 1], by a ResNet-18 for ImageNet from a file."""
-    net = resnet18(weights=None)
-    net.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        state = load_file(Path(file or "").expanduser())
-        found = net.load_state_dict(
-            {name: x for name, x in state.items() if not name.startswith("fc.")}, strict=False
-        )
-        lacking = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
-        if lacking or found.unexpected_keys:
-            raise ValueError(f"{len(lacking)} tensors missing, {len(found.unexpected_keys)} unknown")
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise SettingError(
-            f"model.weights={file}: not a safetensors file of a ResNet-18 ({reason})"
-        ) from error
-    net = net.eval().to(device)
-    mean, std = (
-        torch.tensor(values, device=device).view(3, 1, 1)
-        for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    )
-
-    def features(patches: Tensor) -> Tensor:
-        return net(((patches + 1) / 2 - mean) / std)  # a grey patch becomes three channels
-
-    return features
+def length_of(features: Detector, shape: tuple[int, ...]) -> int:
+    """How many pooled features there are of a patch of that shape."""
+    with torch.no_grad():
+        return vectors_of(features.eval(), torch.zeros(1, *shape)).shape[1]

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,11 +8,13 @@ from autoencoding import auroc, batch, digits, learn, noise
 from safetensors.torch import save_file
 from steps import assert_same_weights
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.models import resnet18
 
 from anomaly_bench.detector import Rows, Stage
 from anomaly_bench.detectors import uninformed_students
-from anomaly_bench.detectors.uninformed_students import UninformedStudents, held_out, pretrained
+from anomaly_bench.detectors.pretrained import Pretrained
+from anomaly_bench.detectors.uninformed_students import UninformedStudents, held_out
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.patch import moved, patches_at, random_pixels, varied
 from anomaly_bench.training.control import untrained
@@ -57,12 +60,14 @@ def correlated(t: Tensor) -> np.ndarray:
 
 
 @pytest.fixture
-def weights(tmp_path):
-    """A ResNet-18 with first weights in a file, and itself."""
+def resnet(tmp_path):
+    """A ResNet-18 with first weights and the features that read them from a file, which is given as well."""
+    pytest.importorskip("timm")
     torch.manual_seed(3)
     net = resnet18(weights=None).eval()
-    save_file(net.state_dict(), tmp_path / "resnet18.safetensors")
-    return tmp_path / "resnet18.safetensors", net
+    file = tmp_path / "resnet18.safetensors"
+    save_file(net.state_dict(), file)
+    return net, partial(Pretrained, backbone="resnet18", weights=str(file), input_size=32), file
 
 
 # ------------------------------------------------------------------------------ teacher
@@ -106,9 +111,9 @@ def test_a_teacher_alone_learns_as_the_transcription(compactness):
     assert_same_weights(detector.scales[0].teacher, plain)
 
 
-def test_a_distilled_teacher_learns_what_the_resnet_says(weights):
-    file, net = weights
-    detector, x = small(teacher="distilled", weights=str(file), lambda_c=0.0), noise(8, SHAPE)
+def test_a_distilled_teacher_learns_what_the_resnet_says(resnet):
+    net, features, _ = resnet
+    detector, x = small(features=features, lambda_c=0.0), noise(8, SHAPE)
     stage = stages(detector, x)[0]
     plain = copy.deepcopy(detector.scales[0])
     torch.manual_seed(5)
@@ -116,7 +121,7 @@ def test_a_distilled_teacher_learns_what_the_resnet_says(weights):
 
     torch.manual_seed(5)
     patches = patches_at(x, *random_pixels(x), 17)
-    rgb = torch.cat([(patches + 1) / 2] * 3, 1)
+    rgb = torch.cat([(interpolate(patches, (32, 32), mode="bilinear", antialias=True) + 1) / 2] * 3, 1)
     rgb = (rgb - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
         :, None, None
     ]
@@ -137,12 +142,27 @@ def test_a_distilled_teacher_learns_what_the_resnet_says(weights):
     assert changed(detector, stage.step, x) == {"scales.0.teacher", "scales.0.decode"}
 
 
-def test_files_that_are_no_resnet_are_refused(tmp_path):
-    save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    (tmp_path / "pickled.pth").write_bytes(b"\x80\x02}q\x00.")
-    for name in ("other.safetensors", "pickled.pth", "none"):
-        with pytest.raises(SettingError, match=rf"model\.weights=.*{name}: not a safetensors file"):
-            pretrained(str(tmp_path / name), torch.device("cpu"))
+def test_the_features_stay_as_they_were_learned(resnet):
+    net, features, _ = resnet
+    detector = small(features=features, teacher_steps=2, epochs=1, patch_sizes=[17, 33])
+    assert [stage.name for stage in learned_stages(detector, noise(20, SHAPE))] == [
+        *("teacher_17", "students_17", "teacher_33", "students_33")
+    ]
+    for scale in detector.scales:
+        kept = scale.features.backbone.net.state_dict()
+        assert all(torch.equal(kept[name], x) for name, x in net.state_dict().items() if name in kept)
+        assert scale.decode.out_features == 512
+
+
+def learned_stages(detector, x: Tensor) -> list[Stage]:
+    """All stages, each of its steps taken in training mode."""
+    found = []
+    detector.train()
+    for stage in detector.stages(Rows(x)):
+        for _ in range(stage.epochs):
+            stage.step(batch(x))
+        found.append(stage)
+    return found
 
 
 # ------------------------------------------------------------------------------ students
@@ -244,29 +264,46 @@ def test_one_student_disagrees_with_nobody():
         assert detector.score(train).isfinite().all()
 
 
-def test_a_trained_run_scores_without_the_file(weights):
-    file, _ = weights
-    detector = small(teacher="distilled", weights=str(file))
+def test_a_trained_run_scores_without_the_file(resnet):
+    _, features, file = resnet
+    detector = small(features=features)
     state = detector.state_dict()
     file.unlink()
-    again = small(teacher="distilled", weights=str(file))
+    again = small(features=features)
     again.load_state_dict(state)
     with torch.no_grad():
         assert torch.equal(again.score(noise(2, SHAPE)), detector.score(noise(2, SHAPE)))
 
 
+def test_the_control_of_a_distilled_teacher_has_random_features(resnet):
+    net, features, file = resnet
+    file.unlink()  # and so it does not ask for them
+
+    def build() -> UninformedStudents:
+        return small(features=features)
+
+    control, how = untrained(build, Rows(noise(20, SHAPE)), seed=0)
+    assert how == "random weights in place of pretrained ones"
+    assert not torch.equal(control.scales[0].features.backbone.net.conv1.weight, net.conv1.weight)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"teacher": "imagenet"}, r"model\.teacher=imagenet: allowed are normal, distilled"),
-        ({"teacher": "distilled"}, r"model\.weights: model\.teacher=distilled needs"),
         ({"students": 0}, r"model\.students=0"),
         ({"patch_sizes": []}, r"model\.patch_sizes=\[\]"),
         ({"patch_sizes": [17, 17]}, r"model\.patch_sizes=\[17, 17\]"),
         ({"image_score": "sum"}, r"model\.image_score=sum: allowed are max, mean"),
         ({"compactness": "no"}, r"model\.compactness=no: allowed are sum, squares"),
         ({"shape": (7,)}, r"takes images, found rows of shape \(7,\)"),
-        ({"shape": (2, 9, 9), "teacher": "distilled", "weights": "x"}, r"takes 1 or 3 channels, found 2"),
+        (
+            {"shape": (2, 9, 9), "features": Pretrained},
+            r"model\.features: .* takes images of 1 or 3 channels",
+        ),
+        (
+            {"features": partial(Pretrained, backbone="resnet1")},
+            r"model\.features\.backbone=resnet1: timm has none",
+        ),
     ],
 )
 def test_what_is_not_allowed_is_refused(settings, message):
