@@ -7,6 +7,7 @@ operations every time (it counts, or looks at values) is left to run eagerly, an
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -262,14 +263,28 @@ def compiled(graph: GraphModule, batch: Batch) -> Run:
     held = lift(graph)
     text = repr((graph.code, [(tuple(t.shape), t.stride(), t.dtype, t.device) for t in (*held, *batch)]))
     if text not in COMPILED:
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             table = {torch.ops.aten._fused_adam_.default: fused_adam}
             graph = make_fx(graph, decomposition_table=table)(*held, *batch)
             COMPILED[text] = torch.compile(graph, fullgraph=True, options={"fallback_random": True})
     function = COMPILED[text]
-    with torch.no_grad():
+    with torch.no_grad(), quiet():
         function(*held, *batch)
     return lambda x, index: function(*held, x, index)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch's compiler says of itself: that it calls what torch gives up, that no CUDA is there."""
+    chatty = logging.getLogger("torch.utils.cpp_extension")
+    level = chatty.level
+    chatty.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+            yield
+    finally:
+        chatty.setLevel(level)
 
 
 def lift(graph: GraphModule) -> list[Tensor]:

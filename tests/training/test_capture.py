@@ -1,6 +1,8 @@
 """A step recorded as one graph does what it does when it runs as it is written."""
 
 import copy
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
@@ -181,6 +183,19 @@ def test_a_compiled_step_gives_the_same_losses(build: Callable[[], Detector]) ->
     assert {line.step for line in history} == {"inductor"}
     for line, other in zip(history, expected, strict=True):
         assert line.losses == pytest.approx(other.losses, rel=1e-2)
+
+
+def test_a_compiler_that_talks_of_itself_is_not_heard(caplog, recwarn) -> None:
+    chatty = logging.getLogger("torch.utils.cpp_extension")
+    with capture.quiet():
+        chatty.warning("no CUDA runtime is found")
+        warnings.warn_explicit(
+            "deprecated", FutureWarning, "lowering.py", 1, module="torch._inductor.lowering"
+        )
+        warnings.warn_explicit("deprecated", FutureWarning, "mine.py", 1, module="mine")
+    assert [str(one.filename) for one in recwarn] == ["mine.py"]
+    chatty.warning("heard")
+    assert [one.message for one in caplog.records if one.name == chatty.name] == ["heard"]
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
