@@ -257,20 +257,15 @@ class Bench:
     def sweep(self) -> list[tuple[float, Samplers]]:
         """As many processes of one thread as there are cores, against one process with all threads."""
         cores = min(8, int(record.machine()["cores"] or 1))
-        single = [self.spawn("ours", threads=1) for _ in range(cores)]
-        for contender in single:
-            contender.ready()
         what = "sweep, images/s in all"
-        together = partial(figure, what, self.contenders[OURS], "train")
-        return [
-            (
-                np.inf,
-                {
-                    OURS: together,
-                    f"{cores} processes of 1 thread": partial(side_by_side, what, single),
-                },
-            )
-        ]
+        everyone: Samplers = {}
+        for name in (OURS, *self.peers):
+            single = [self.spawn("ours" if name == OURS else name, threads=1) for _ in range(cores)]
+            for contender in single:
+                contender.ready()
+            everyone[name] = partial(figure, what, self.contenders[name], "train")
+            everyone[f"{name}, {cores} processes of 1 thread"] = partial(side_by_side, what, single)
+        return [(np.inf, everyone)]
 
 
 COMMAND_LINE = (sys.executable, "-m", "anomaly_bench.cli")
