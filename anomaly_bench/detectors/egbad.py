@@ -19,7 +19,8 @@ All follows the official code, of which:
 - D steps first, then G and E at once. The code draws another batch and other codes in between; here both updates
   see the same, which saves a pass of E and of G.
 - Scores come from a moving average of all weights (`ema_decay`), which starts at the first weights.
-- E's first convolution has an activation, as in the code from November 2018 on; before, by a slip, it had none.
+- `first_activation`: E's first convolution on images has an activation, as in the code from November 2018 on; before,
+  by a slip, it had none. False is the code of the paper's time.
 - `dropout`: at the time of the paper its code had that of images switched off, by a slip mended in June 2018, and that
   of rows on. 0 is the code of then, for images; null is the code's now, 0.5 for images and 0.2 for rows.
 - Stride-2 convolutions are padded on both sides, TensorFlow's on one, and batch norm has PyTorch's momentum and
@@ -69,6 +70,7 @@ class EGBAD(Detector):
         w: share of the discriminator's term in the score, in [0, 1].
         ema_decay: of the averaged weights that score.
         dropout: of the discriminator; null for 0.5 on images and 0.2 on rows.
+        first_activation: whether the encoder of images has one after its first convolution.
         lr, beta1, batch_size, epochs: of all Adams.
     """
 
@@ -83,6 +85,7 @@ class EGBAD(Detector):
         w: float = 0.1,
         ema_decay: float = 0.999,
         dropout: float | None = None,
+        first_activation: bool = True,
         lr: float = 1e-5,
         beta1: float = 0.5,
         batch_size: int = 100,
@@ -102,7 +105,7 @@ class EGBAD(Detector):
             init_weights(self, nn.init.xavier_uniform_)
         else:
             self.encode, self.generate, self.discriminate = image_networks(
-                shape, nz, hidden, width, 0.5 if dropout is None else dropout
+                shape, nz, hidden, width, 0.5 if dropout is None else dropout, first_activation
             )
             init_weights(self, partial(nn.init.normal_, std=0.02))
         self.averages = averages_of(self.encode, self.generate, self.discriminate)
@@ -150,14 +153,15 @@ class EGBAD(Detector):
 
 
 def image_networks(
-    shape: tuple[int, ...], nz: int, hidden: int, width: int, dropout: float
+    shape: tuple[int, ...], nz: int, hidden: int, width: int, dropout: float, first_activation: bool
 ) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Encoder, generator and discriminator of the paper's MNIST experiment."""
     channels, height, side = check_multiple(shape, 4)
     corner = height // 4, side // 4
     places = corner[0] * corner[1]
     encode = nn.Sequential(
-        *(nn.Conv2d(channels, width // 2, 3, 1, 1), nn.LeakyReLU(0.1)),
+        nn.Conv2d(channels, width // 2, 3, 1, 1),
+        *([nn.LeakyReLU(0.1)] if first_activation else []),
         *(nn.Conv2d(width // 2, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.LeakyReLU(0.1)),
         *(nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.1)),
         *(nn.Flatten(), nn.Linear(places * 2 * width, nz)),

@@ -152,6 +152,13 @@ def test_dropout_of_the_discriminator_can_be_switched_off(shape: tuple[int, ...]
     assert not torch.equal(discriminate(x, z)[1], discriminate(x, z)[1])
 
 
+@pytest.mark.parametrize("active", [True, False])
+def test_the_first_convolution_of_images_has_an_activation_or_none(active: bool) -> None:
+    first, second, *_ = EGBAD((1, 28, 28), first_activation=active).encode
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(second, nn.LeakyReLU if active else nn.Conv2d)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
