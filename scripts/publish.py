@@ -88,6 +88,7 @@ def fits(record: Record, conditions: dict[str, str]) -> bool:
 def publish(target: Path) -> None:
     """Write the tables, and a page with them and the command that makes the runs again."""
     records = read_records(target / "records")
+    shutil.rmtree(target / "figures", ignore_errors=True)  # there may be fewer now
     print(write_report(target / "records", target))
     table = (target / "table.md").read_text(encoding="utf-8")
     write_text(target / "README.md", f"{table}\nMade by:\n\n{commands(records)}\nReport: {remake(target)}\n")
