@@ -38,7 +38,7 @@ every normal one. Random features are no blank either: read the gain over the co
 """
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -83,10 +83,6 @@ class Pretrained(Detector):
         if self.weights is not None:
             self.backbone.learn_from(self.weights)
         return iter(())
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: nothing here learns, whatever learns from it."""
-        return super().train(False)
 
     def forget(self) -> None:
         """Leave the weights random."""

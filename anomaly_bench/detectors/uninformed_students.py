@@ -51,7 +51,7 @@ pixels is as large as a 32-pixel image, so that its map says little of where: `m
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,13 @@ class Scale(nn.Module):
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("std", torch.ones(d))
         self.register_buffer("usual", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all but the features, which stay in evaluation: nothing of them learns."""
+        super().train(mode)
+        if self.features is not None:
+            self.features.eval()
+        return self
 
     def target(self, x: Tensor) -> Tensor:
         """y of images `[N, C, H, W]`, `[N, d, H, W]`."""
