@@ -89,7 +89,7 @@ class Backbone(nn.Module):
         if weights == "timm":
             self.net.load_state_dict(fetched(self.net.pretrained_cfg, name).state_dict())
             return
-        state = packaged(name) if weights == "packaged" else read_state(Path(weights))
+        state = packaged(name) if weights == "packaged" else read_state(Path(weights).expanduser())
         heads = self.net.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
         own = self.net.state_dict()

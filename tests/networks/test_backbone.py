@@ -68,6 +68,17 @@ def test_maps_of_several_layers_are_brought_to_the_size_of_the_finest():
     torch.testing.assert_close(found[:, n:], coarse, rtol=0, atol=1e-5)
 
 
+def test_weights_may_lie_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first, second = small(), small()
+    torch.nn.init.ones_(next(first.net.parameters()))
+    save_file(
+        {name: x.contiguous() for name, x in first.net.state_dict().items()}, tmp_path / "own.safetensors"
+    )
+    second.learn_from("~/own.safetensors")
+    assert all(torch.equal(x, second.net.state_dict()[name]) for name, x in first.net.state_dict().items())
+
+
 @torch.no_grad()
 def test_grey_images_are_three_equal_channels(monkeypatch):
     net, x = small(input_size=32), images(5, channels=1)
