@@ -75,7 +75,7 @@ def resnet(tmp_path):
 
 @pytest.mark.parametrize("compactness", ["sum", "squares"])
 def test_a_teacher_alone_learns_as_the_transcription(compactness):
-    detector, x = small(compactness=compactness, lambda_c=0.3, delta=0.5), noise(8, SHAPE)
+    detector, x = small(compactness=compactness, lambda_c=0.003, delta=0.5), noise(8, SHAPE)
     stage = stages(detector, x)[0]
     assert stage.epochs == 40  # one step an epoch
     plain = copy.deepcopy(detector.scales[0].teacher)
@@ -102,7 +102,7 @@ def test_a_teacher_alone_learns_as_the_transcription(compactness):
                 c_ij = (u * v).sum() / ((u**2).sum() * (v**2).sum()).sqrt()
                 l_c = l_c + (c_ij if compactness == "sum" else c_ij**2)
     optimizer = torch.optim.Adam(plain.parameters(), lr=2e-4, weight_decay=1e-5)
-    (l_m + 0.3 * l_c).backward()
+    (l_m + 0.003 * l_c).backward()
     optimizer.step()
     assert losses["metric"].item() == pytest.approx(l_m.item(), rel=1e-5)
     assert losses["compactness"].item() == pytest.approx(l_c.item(), rel=1e-4, abs=1e-4)
