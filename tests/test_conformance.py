@@ -61,7 +61,7 @@ OWN: dict[str, dict[str, object]] = {
         **{"widen_factor": 1, "batch_size": 30, "lr": 0.03, "epochs": 16},
     },
     "ssd_if": {"operations": "ra", "shift": 0, "widen_factor": 1, "batch_size": 60, "epochs": 8},
-    "dcn": {"hidden": [32], "k": 3, "pretrain_epochs": 10, "pretrain_lr": 2e-3},
+    "dcn": {"hidden": [32], "k": 3, "pretrain_epochs": 10, "pretrain_lr": 2e-3, "lr": 2e-4},
     "repen": {"lr": 1.0, "ensemble": 20, "margin": 10.0},
     "rdp": {"out": 16, "trees": 4, "levels": 2, "steps": 200, "lr": 0.1},
     **dict.fromkeys(("dagmm", "dagmm_conv", "dagmm_cae", "dagmm_nvi", "gmm_en", "e2e_ae"), DAGMM),
@@ -80,7 +80,7 @@ OWN: dict[str, dict[str, object]] = {
     "rda_l1": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.1},
     **{name: {"input_size": 32} for name in ("pretrained", "pretrained_patches")},
     "pretrained_mahalanobis": {"input_size": 64},
-    "rdae": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.01},
+    "rdae": {"rounds": 2, "epochs": 20, "lambda_": 0.01},
     "sdae": {"layers": [40, 10], "epochs": 5, "tuning_epochs": 20},
     "sparse_ae": {"code": 300, "beta": 0.1},  # of few units none can rest
     "simclr": {

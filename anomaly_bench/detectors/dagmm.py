@@ -17,8 +17,8 @@ to make them likely; an unlikely row is an anomaly.
 
 |x - x'|^2 is summed over the columns. Code that others have published averages it over them, takes the square root
 of a determinant twice, scores by the mixture of the last batch, or cuts the loss from its graph, so that nothing
-learns; none of that is followed here. The paper does not say how a singular covariance is met: here 1e-6 (and 1e-12
-of its trace) is added to its diagonal, and energies are computed in float64 by Cholesky factors. A row of zeros
+learns; none of that is followed here. The paper does not say how a singular covariance is met: here `jitter` (and
+1e-12 of its trace) is added to its diagonal, and energies are computed in float64 by Cholesky factors. A row of zeros
 has no direction and no relative error; its length counts as 1e-6.
 
 The ablations of Table 2 are settings:
@@ -95,20 +95,20 @@ class Mixture(NamedTuple):
         return -self.log_joint(z).logsumexp(1)
 
 
-def mixture_of(z: Tensor, gamma: Tensor) -> tuple[Mixture, Tensor]:
+def mixture_of(z: Tensor, gamma: Tensor, jitter: float) -> tuple[Mixture, Tensor]:
     """The mixture (5) of vectors `[N, D]` with memberships `[N, K]`, and its variances `[K, D]`."""
     z, gamma = z.double(), gamma.double()
     weight = gamma / gamma.sum(0).clamp_min(LEAST_WEIGHT)
     mu = weight.T @ z
     offset = z - mu[:, None]  # [K, N, D]
-    sigma = regular((weight.T[:, :, None] * offset).transpose(1, 2) @ offset)
+    sigma = regular((weight.T[:, :, None] * offset).transpose(1, 2) @ offset, jitter)
     return Mixture(gamma.mean(0), mu, cholesky(sigma)), sigma.diagonal(dim1=1, dim2=2)
 
 
-def regular(sigma: Tensor) -> Tensor:
-    """Covariances `[K, D, D]` with something on the diagonal, so that none is singular."""
+def regular(sigma: Tensor, jitter: float) -> Tensor:
+    """Covariances `[K, D, D]` with `jitter` on the diagonal, and a little of their size, so that none is singular."""
     trace = sigma.diagonal(dim1=1, dim2=2).sum(1)
-    added = 1e-6 + 1e-12 * trace
+    added = jitter + 1e-12 * trace
     return sigma + added[:, None, None] * torch.eye(sigma.shape[1], dtype=sigma.dtype, device=sigma.device)
 
 
@@ -133,6 +133,7 @@ class DAGMM(Detector):
         joint: both networks learn together; else the autoencoder learns first and is then left alone.
         pretrain_epochs: of each layer of the autoencoder before all else; 0 for none.
         corruption: share of a layer's inputs that its pretraining sets to 0.
+        jitter: added to each variance.
         lr, batch_size, epochs: of Adam, and of each stage that is not pretraining.
     """
 
@@ -158,6 +159,7 @@ class DAGMM(Detector):
         joint: bool = True,
         pretrain_epochs: int = 0,
         corruption: float = 0.25,
+        jitter: float = 1e-6,
         lr: float = 1e-4,
         batch_size: int = 1024,
         epochs: int = 200,
@@ -171,6 +173,8 @@ class DAGMM(Detector):
         for name, share in (("dropout", dropout), ("corruption", corruption)):
             if not 0 <= share < 1:
                 raise SettingError(f"model.{name}={share}: allowed is from 0 and below 1")
+        if jitter <= 0:
+            raise SettingError(f"model.jitter={jitter}: must be above 0")
         pairs.check(network, shape)
         check_sizes(hidden=hidden, width=width, code=code, estimation=estimation, k=k)
         if network == "dense":
@@ -193,7 +197,7 @@ class DAGMM(Detector):
         self.register_buffer("factor", torch.eye(code + 2, dtype=torch.float64).repeat(k, 1, 1))
         self.w_reconstruction, self.w_energy, self.w_covariance = w_reconstruction, w_energy, w_covariance
         self.mixture, self.joint = mixture, joint
-        self.pretrain_epochs, self.corruption = pretrain_epochs, corruption
+        self.pretrain_epochs, self.corruption, self.jitter = pretrain_epochs, corruption, jitter
         self.lr, self.batch_size, self.epochs = lr, batch_size, epochs
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,7 +265,7 @@ class DAGMM(Detector):
             with torch.set_grad_enabled(self.joint):
                 z, rebuilt = self(batch.x)
             gamma = memberships(estimate, z)
-            mixture, variances = mixture_of(z, gamma)
+            mixture, variances = mixture_of(z, gamma, self.jitter)
             if self.mixture == "variational":
                 bound = gamma * (gamma.clamp_min(LEAST_WEIGHT).log() - mixture.log_joint(z))
                 energy = bound.sum(1).mean()
@@ -278,15 +282,16 @@ class DAGMM(Detector):
     def fitted(self, z: Tensor) -> Mixture:
         """The mixture of the vectors `[N, code + 2]` of all training rows."""
         if self.estimate is not None:
-            return mixture_of(z, memberships(self.estimate, z))[0]
+            return mixture_of(z, memberships(self.estimate, z), self.jitter)[0]
         seed = int(torch.randint(2**31, ()))
-        em = GaussianMixture(min(len(self.phi), len(z)), reg_covar=1e-6, n_init=3, random_state=seed)
+        em = GaussianMixture(min(len(self.phi), len(z)), reg_covar=self.jitter, n_init=3, random_state=seed)
         em.fit(z.double().cpu().numpy())
         phi, mu, sigma = (torch.from_numpy(part) for part in (em.weights_, em.means_, em.covariances_))
         missing = len(self.phi) - len(phi)
         chosen = torch.cat([torch.arange(len(phi)), torch.zeros(missing, dtype=torch.int64)])
         phi = torch.cat([phi, phi.new_zeros(missing)])
-        return Mixture(*(part.to(z.device) for part in (phi, mu[chosen], cholesky(regular(sigma))[chosen])))
+        factor = cholesky(regular(sigma, self.jitter))
+        return Mixture(*(part.to(z.device) for part in (phi, mu[chosen], factor[chosen])))
 
     def score(self, x: Tensor) -> Tensor:
         """Energy of each row, `[N]` float64; without a mixture its squared reconstruction error."""

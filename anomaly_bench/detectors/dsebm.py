@@ -12,9 +12,10 @@ have a high energy, or a steep slope.
     A(x) = E(x) (DSEBM-e), or |grad E(x)|^2 (DSEBM-r)
 
 x^ is written by automatic differentiation, with all its second derivatives, in place of a decoder with tied
-weights. All layers are softplus, as the paper's. GeoTrans' version has batch norm and ReLU, whose biases this loss
-does not reach; ALAD's adds the last layer of the decoder to its energy, and has a b' for each place of a batch.
-Neither is followed. GeoTrans has sigma = 0.5 for images on [-1, 1], ALAD 1 for rows.
+weights. All layers are softplus, as the paper's; `version=geotrans` has batch norm and ReLU, as the code behind
+GeoTrans' table. ALAD's code adds the last layer of the decoder to its energy, and has a b' for each place of a
+batch, which is not followed; its sizes, sigma and Adam are, on the rows that it has. GeoTrans has sigma = 0.5 for
+images on [-1, 1].
 
 When to use it: For rows and small images, as a density where `dae` has a reconstruction: the energy is one
 pass, though training differentiates gradients and so costs more a step. Take the energy rather than its slope
@@ -30,7 +31,8 @@ DAGMM's table differ in its KDD Cup 1999 figures, for DSEBM-r an F1 of .733 and 
 to reach.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -48,6 +50,7 @@ class DSEBM(Detector):
     Args:
         shape: of one row; sides of images are multiples of 8, from 64 pixels on of 16.
         score_by: `energy` or `reconstruction`.
+        version: `paper` or `geotrans`, which is for images.
         sigma: of the noise, in units of the rows.
         width: filters of the first convolution, twice as many after each halving; for images.
         code: units of the last layer; for images.
@@ -62,6 +65,7 @@ class DSEBM(Detector):
         shape: tuple[int, ...],
         *,
         score_by: str = "energy",
+        version: str = "paper",
         sigma: float = 0.5,
         width: int = 64,
         code: int = 256,
@@ -73,13 +77,17 @@ class DSEBM(Detector):
         super().__init__()
         if score_by not in ("energy", "reconstruction"):
             raise SettingError(f"model.score_by={score_by}: allowed are energy, reconstruction")
+        if version not in ("paper", "geotrans"):
+            raise SettingError(f"model.version={version}: allowed are paper, geotrans")
+        if version == "geotrans" and len(shape) != 3:
+            raise SettingError(f"model.version=geotrans: it needs images, found rows of shape {shape}")
         if sigma <= 0:
             raise SettingError(f"model.sigma={sigma}: must be above 0")
         check_sizes(width=width, code=code, hidden=hidden)
         if len(shape) == 3:
-            self.h = nn.Sequential(
-                *convolutions(shape, width), nn.Linear(flat(shape, width), code), nn.Softplus()
-            )
+            normed, activation = version == "geotrans", nn.ReLU if version == "geotrans" else nn.Softplus
+            features = convolutions(shape, width, activation, normed)
+            self.h = nn.Sequential(*features, nn.Linear(math.prod(bottom(shape, width)), code), activation())
         else:
             self.h = nn.Sequential(mlp([length_of(shape), *hidden], nn.Softplus), nn.Softplus())
         self.b = nn.Parameter(torch.zeros(shape))
@@ -127,17 +135,15 @@ class DSEBM(Detector):
         return Explanation(score, residual.mean(1) if x.dim() == 4 else None, rebuilt, h)
 
 
-def convolutions(shape: tuple[int, ...], width: int) -> list[nn.Module]:
-    """Stride-2 convolutions with softplus, flattened at the end."""
+def convolutions(
+    shape: tuple[int, ...], width: int, activation: Callable[[], nn.Module], normed: bool
+) -> list[nn.Module]:
+    """Stride-2 convolutions with an activation, `normed` by batch, flattened at the end."""
     layers: list[nn.Module] = []
     channels = shape[0]
     for stage in range(stages_for(shape)):
-        layers += [nn.Conv2d(channels, width << stage, 3, 2, 1), nn.Softplus()]
-        channels = width << stage
+        filters = width << stage
+        layers.append(nn.Conv2d(channels, filters, 3, 2, 1, bias=not normed))
+        layers += [nn.BatchNorm2d(filters), activation()] if normed else [activation()]
+        channels = filters
     return [*layers, nn.Flatten()]
-
-
-def flat(shape: tuple[int, ...], width: int) -> int:
-    """How many numbers the convolutions give."""
-    channels, height, side = bottom(shape, width)
-    return channels * height * side

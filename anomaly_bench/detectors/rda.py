@@ -25,13 +25,14 @@ Where paper and code differ, and what is followed: the class l21 of the code shr
 only the other one, rows, finds anomalous instances, and is the default here. The code's threshold of l1 takes the
 largest column sum for the entrywise norm of X that the formula names: ours is entrywise, so that the code's
 lambdas of l1 do not carry over. Network and Adam start anew in each round, as in the code's experiment on
-outliers (`reinit`). The code multiplies the squared error by 200, which Adam does not see, and does not shuffle;
-its first biases are uniform in [-0.1, 0.1], ours 0.
+outliers (`reinit`). The code multiplies the squared error by 200, which Adam does not see but beside a weight
+decay (with one, `dense` collapses to a constant), and does not shuffle; its first biases are uniform in [-0.1, 0.1],
+ours 0.
 Its first rule to stop early concerns l1 alone; here rounds are always counted.
 
-The column RDAE of E3Outlier (`network=conv`, 20 rounds of 1 epoch, eps 1e-7, weight_decay 5e-4, no reinit) took the
-minimum where the proximal operator has a maximum, so that its S was 0 where it mattered: its numbers are those of
-`model=cae` after 20 epochs.
+The column RDAE of E3Outlier took the minimum where the proximal operator has a maximum and left N out of t, so that
+its S was 0 where it mattered: its numbers are those of `model=cae` after 20 epochs. `model=rdae` has its network,
+rounds and Adam, with the operator and t of above; its pixels are on [-1, 1], ours on [0, 1].
 
 When to use it: On some thousand rows or small grey images that hold their own anomalies unlabelled
 (`protocol=contaminated`): `model.penalty=rows` for whole rows, `columns` for a pixel or sensor that is wrong

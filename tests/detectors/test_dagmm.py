@@ -134,6 +134,7 @@ def test_on_images_the_error_is_averaged_over_the_pixels_and_z_has_that_of_whole
         "k": 2,
         "dropout": 0.0,
         "batch_size": 16,
+        "jitter": 1e-3,
     }
     weights = {"w_energy": 0.3, "w_covariance": 0.02, "lr": 1e-3}
     torch.manual_seed(0)
@@ -152,7 +153,7 @@ def test_on_images_the_error_is_averaged_over_the_pixels_and_z_has_that_of_whole
     relative = ((x - x_hat) ** 2).sum(1).sqrt() / (x**2).sum(1).sqrt()
     z = torch.stack([*code.T, relative, torch.cosine_similarity(x, x_hat)], 1)
     gamma = torch.softmax(twin.estimate(z).double(), 1)
-    mixture, variances = mixture_of(z, gamma)
+    mixture, variances = mixture_of(z, gamma, 1e-3)
     terms = {
         "reconstruction": ((images - rebuilt) ** 2).mean(),
         "energy": mixture.energy(z).mean(),
@@ -299,7 +300,7 @@ def test_degenerate_rows_keep_everything_finite(x: Tensor, mixture: str) -> None
 def test_a_component_that_dies_and_a_flat_direction() -> None:
     z = torch.randn(30, 3, dtype=torch.float64) * torch.tensor([1.0, 0.0, 1e3])
     gamma = torch.tensor([[1.0, 0.0]]).expand(30, 2)
-    mixture, variances = mixture_of(z.requires_grad_(), gamma)
+    mixture, variances = mixture_of(z.requires_grad_(), gamma, 1e-6)
     loss = mixture.energy(z).mean() + (1 / variances).sum()
     (gradient,) = torch.autograd.grad(loss, z)
     assert loss.isfinite()
@@ -336,6 +337,7 @@ def test_beats_its_untrained_copy_on_digits() -> None:
         ({"mixture": "em"}, r"model\.joint=true: model\.mixture=em"),
         ({"dropout": 1.0}, r"model\.dropout=1\.0"),
         ({"corruption": -0.1}, r"model\.corruption=-0\.1"),
+        ({"jitter": 0.0}, r"model\.jitter=0\.0: must be above 0"),
         ({"k": 0}, r"model\.k=0"),
         ({"hidden": [4, 0]}, r"model\.hidden=\[4, 0\]"),
         ({"network": "conv"}, r"model\.network=conv: it needs images"),

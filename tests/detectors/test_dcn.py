@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
@@ -20,20 +21,23 @@ def rows() -> Rows:
 
 
 def test_stages_and_what_they_move() -> None:
-    detector, train = small(), rows()
+    detector, train = small(epochs=15), rows()
     walk, seen = Walk(detector, train), []
     while (stage := walk.next()) is not None:
         before = {name: x.clone() for name, x in detector.state_dict().items()}
         stage.step(Batch(train.x[:20], torch.arange(20)))
         moved = {name for name, x in detector.state_dict().items() if (x != before[name]).any()}
-        seen.append((stage.name, {name.removesuffix(".weight").removesuffix(".bias") for name in moved}))
+        moved = {name.removesuffix(".weight").removesuffix(".bias") for name in moved} - {"assigned"}
+        seen.append((stage.name, moved))
     nets = {"encode.0.0", "encode.1", "decode.0.0", "decode.1"}
     assert seen == [
         ("layer 1", {"encode.0.0", "decode.1"}),
         ("layer 2", {"encode.1", "decode.0.0"}),
         ("autoencoder", nets),
-        ("clusters", nets | {"centroids", "counts"}),
+        ("clusters 1", nets | {"centroids", "counts"}),
+        ("clusters 2", nets | {"centroids", "counts"}),
     ]
+    assert detector.counts.sum() == 3 * 100 + 2 * 20  # they go on
 
 
 def test_k_means_starts_the_centroids() -> None:
@@ -45,23 +49,41 @@ def test_k_means_starts_the_centroids() -> None:
     own = torch.cdist(codes, detector.centroids).argmin(1)
     for k in range(3):
         torch.testing.assert_close(detector.centroids[k], codes[own == k].mean(0), rtol=1e-4, atol=1e-5)
-    assert detector.counts.tolist() == own.bincount(minlength=3).tolist()
+    assert detector.assigned.tolist() == own.tolist()
+    assert detector.counts.tolist() == [100, 100, 100]
 
 
-def test_one_update_of_everything() -> None:
-    detector, train = small(w_cluster=0.7, w_reconstruction=2.0, momentum=0.9), rows()
+def test_k_means_goes_on_from_the_centroids_after_each_of_the_last_stages() -> None:
+    detector, train = small(epochs=20), rows()
+    walk = Walk(detector, train)
+    for _ in range(4):
+        walk.next()
+    for _ in range(2):
+        detector.centroids.add_(torch.randn(3, 2, generator=torch.Generator().manual_seed(1)) / 50)
+        codes, start = detector.encode(train.x).detach(), detector.centroids.clone()
+        walk.next()
+        expected = KMeans(3, init=start.numpy(), n_init=1).fit(codes.numpy())
+        torch.testing.assert_close(detector.centroids, torch.from_numpy(expected.cluster_centers_))
+        assert detector.assigned.tolist() == expected.labels_.tolist()
+        assert (detector.centroids != start).any()
+
+
+@pytest.mark.parametrize(("activation", "act"), [("relu", torch.relu), ("tanh", torch.tanh)])
+def test_one_update_of_everything(activation, act) -> None:
+    detector, train = small(w_cluster=0.7, w_reconstruction=2.0, momentum=0.9, activation=activation), rows()
     walk = Walk(detector, train)
     stages = [walk.next() for _ in range(4)]
     weights = [parameter.detach().clone().requires_grad_() for parameter in detector.parameters()]
     centroids, counts = detector.centroids.clone().double(), detector.counts.clone()
     x = train.x[:20]
+    detector.assigned[:3] = (detector.assigned[:3] + 1) % 3  # of the last visit, not the nearest
 
     def encode() -> torch.Tensor:
-        return torch.relu(x @ weights[0].T + weights[1]) @ weights[2].T + weights[3]
+        return act(x @ weights[0].T + weights[1]) @ weights[2].T + weights[3]
 
     code = encode()
-    rebuilt = torch.relu(code @ weights[4].T + weights[5]) @ weights[6].T + weights[7]
-    own = [int(((row - centroids) ** 2).sum(1).argmin()) for row in code]
+    rebuilt = act(code @ weights[4].T + weights[5]) @ weights[6].T + weights[7]
+    own = detector.assigned[:20].tolist()
     reconstruction = ((rebuilt - x) ** 2).sum(1).mean()
     cluster = ((code - centroids[own].float()) ** 2).sum(1).mean()
     (2.0 * reconstruction + 0.7 / 2 * cluster).backward()
@@ -70,7 +92,8 @@ def test_one_update_of_everything() -> None:
     assert losses["cluster"].item() == pytest.approx(cluster.item(), rel=1e-4)
     with torch.no_grad():
         for weight, parameter in zip(weights, detector.parameters(), strict=True):
-            weight -= 1e-2 * weight.grad
+            rate = 1e-2 if weight.dim() == 2 else 2e-2
+            weight -= rate * (1 + 0.9) * weight.grad  # Nesterov's first
             torch.testing.assert_close(parameter, weight, rtol=0, atol=1e-5)
         code = encode().double()
         own = [int(((row - centroids) ** 2).sum(1).argmin()) for row in code]
@@ -79,6 +102,7 @@ def test_one_update_of_everything() -> None:
             centroids[k] -= (centroids[k] - row) / counts[k]
     torch.testing.assert_close(detector.centroids.double(), centroids, rtol=0, atol=1e-5)
     assert torch.equal(detector.counts, counts)
+    assert detector.assigned[:20].tolist() == own
 
 
 def test_score_is_the_distance_from_the_own_centroid() -> None:
@@ -116,3 +140,7 @@ def test_beats_its_untrained_copy_on_digits() -> None:
 def test_refusals() -> None:
     with pytest.raises(SettingError, match=r"model\.k=0"):
         small(k=0)
+    with pytest.raises(SettingError, match=r"model\.activation=gelu: allowed are relu, tanh"):
+        small(activation="gelu")
+    with pytest.raises(SettingError, match=r"model\.refit_every=0: must be at least 1"):
+        small(refit_every=0)

@@ -59,6 +59,25 @@ def test_one_update() -> None:
         torch.testing.assert_close(parameter, weight, rtol=0, atol=1e-5)
 
 
+def test_geotrans_version_has_batch_norm_and_relu() -> None:
+    torch.manual_seed(0)
+    detector, x = DSEBM((2, 16, 16), width=2, code=4, version="geotrans"), torch.rand(5, 2, 16, 16)
+    first, second, third, last = (detector.get_submodule(f"h.{number}") for number in (0, 3, 6, 10))
+
+    def energy(x: Tensor) -> Tensor:
+        h = x
+        for layer in (first, second, third):
+            h = layer(h)
+            mean, variance = h.mean((0, 2, 3), keepdim=True), h.var((0, 2, 3), keepdim=True, correction=0)
+            h = torch.relu((h - mean) / (variance + 1e-5).sqrt())
+        return 0.5 * x.square().sum((1, 2, 3)) - torch.relu(last(h.flatten(1))).sum(1)
+
+    torch.testing.assert_close(detector.train().energy(x)[0], energy(x))
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(energy(x).sum(), x)
+    torch.testing.assert_close(detector.rebuilt(x), (x - slope).detach())
+
+
 def test_images_have_a_map_and_leave_no_gradients() -> None:
     detector = DSEBM((2, 16, 16), width=2, code=4)
     with torch.no_grad():
@@ -88,6 +107,8 @@ def test_beats_its_untrained_copy_on_digits(score_by: str) -> None:
     ("settings", "message"),
     [
         ({"score_by": "both"}, r"model\.score_by=both: allowed are energy, reconstruction"),
+        ({"version": "alad"}, r"model\.version=alad: allowed are paper, geotrans"),
+        ({"version": "geotrans"}, r"model\.version=geotrans: it needs images, found rows"),
         ({"sigma": 0}, r"model\.sigma=0"),
         ({"hidden": [0]}, r"model\.hidden=\[0\]"),
     ],
