@@ -35,7 +35,7 @@ from anomaly_bench.errors import SettingError
 from anomaly_bench.measuring import TRAINING_SAMPLE, some, threshold_of
 from anomaly_bench.places import CONFIGS
 from anomaly_bench.rows import Rows
-from anomaly_bench.run import losses_frame
+from anomaly_bench.history import losses_frame
 from anomaly_bench.targets import build
 from anomaly_bench.training.scoring import score_rows
 from anomaly_bench.training.trainer import Trainer

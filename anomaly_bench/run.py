@@ -283,13 +283,6 @@ def write_tables(
     record.write_csv(job.folder / "losses.csv", losses_frame(history))
 
 
-def losses_frame(history: list[Epoch]) -> pd.DataFrame:
-    """One line an epoch: its stage, rows, seconds, losses and, where it was evaluated, AUROC."""
-    facts = ["stage", "name", "epoch", "rows", "seconds", "auroc"]
-    lines = [{name: getattr(line, name) for name in facts} | line.losses for line in history]
-    return pd.DataFrame(lines or None, columns=None if lines else facts).dropna(axis="columns", how="all")
-
-
 def shown(job: Job, detector: Detector, test: Rows, positions: np.ndarray) -> Shown:
     """What the detector shows of some test rows, images on [0, 1]."""
     numbers = torch.from_numpy(positions).to(test.device)

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import pandas as pd
 from filelock import FileLock
 
 from anomaly_bench import record
+from anomaly_bench.history import read_losses
 from anomaly_bench.training.checkpoint import Epoch
 
 log = logging.getLogger("anomaly_bench")
@@ -222,7 +222,7 @@ class Follower:
             if self.make is None or self.note["told"]:
                 return
             if error is None:
-                self.tell(read_history(self.folder / "losses.csv"))
+                self.tell(read_losses(self.folder / "losses.csv"))
             numbers = record.read_json(self.folder / "metrics.json") if error is None else {}
             if self.make is not None:
                 self.opened().finish({key: float(x) for key, x in numbers.items() if is_number(x)}, error)
@@ -268,18 +268,6 @@ def numbers_of(line: Epoch) -> dict[str, float]:
         "seconds": line.seconds
     }
     return numbers if line.auroc is None else numbers | {"auroc": line.auroc}
-
-
-def read_history(path: Path) -> list[Epoch]:
-    """The epochs of a `losses.csv`."""
-    frame = pd.read_csv(record.own_file(path))
-    facts = [name for name in ("stage", "name", "epoch", "rows", "seconds", "auroc") if name in frame]
-    lines = []
-    for line in frame.to_dict("records"):
-        known = {name: line[name] for name in facts if line[name] == line[name]}  # not NaN
-        losses = {str(name): x for name, x in line.items() if name not in facts and x == x}
-        lines.append(Epoch(**known, losses=losses))
-    return lines
 
 
 def is_number(value: Any) -> bool:

@@ -1,16 +1,15 @@
 """A training that a finished run has done already: two evaluations of it need only one."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from anomaly_bench import record
 from anomaly_bench.compose import Job
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
-from anomaly_bench.training.checkpoint import Epoch, load_tensors, save_weights
+from anomaly_bench.history import read_losses
+from anomaly_bench.training.checkpoint import load_tensors, save_weights
 from anomaly_bench.training.trainer import Learned
 
 log = logging.getLogger("anomaly_bench")
@@ -20,8 +19,6 @@ LAST = "last.safetensors"
 
 SAME = ("training_hash", "data_fingerprint", "device", "precision", "threads", "versions", "machine", "git")
 """What `run.json` says alike of two runs whose trainings end in the same weights."""
-
-FACTS = ("stage", "name", "epoch", "rows", "seconds", "auroc")
 
 
 def twin_of(job: Job) -> Path | None:
@@ -63,35 +60,15 @@ def take_over(job: Job, detector: Detector, twin: Path) -> Learned:
     """Give the detector what the twin's had learned after its last epoch, and tell how that went."""
     detector.load_state_dict(load_tensors(weights_of(twin))[0])
     detector.eval()
-    kept = record.read_json(twin / "run.json")
+    steps = {stage["name"]: stage["step"] for stage in record.read_json(twin / "run.json")["stages"]}
+    history = [replace(line, auroc=None, step=steps[line.name]) for line in read_losses(twin / "losses.csv")]
     record.write_json(
         job.folder / "run.json", record.read_json(job.folder / "run.json") | {"trained_in": twin.name}
     )
     log.info("trained already, in %s", twin)
-    seconds = record.read_json(twin / "metrics.json")["train_seconds"]
-    return Learned(history_of(pd.read_csv(twin / "losses.csv"), kept["stages"]), seconds)
+    return Learned(history, record.read_json(twin / "metrics.json")["train_seconds"])
 
 
 def keep_last(job: Job, detector: Detector) -> None:
     """Keep the last epoch's weights before others are put in their place."""
     save_weights(job.folder / LAST, detector)
-
-
-def history_of(losses: pd.DataFrame, stages: list[dict[str, Any]]) -> list[Epoch]:
-    """The epochs that `losses.csv` tells of; what they scored on the test rows is left out."""
-    how = {stage["name"]: stage["step"] for stage in stages}
-    epochs = []
-    for line in losses.to_dict("records"):
-        named = {str(name): value for name, value in line.items() if name not in FACTS and pd.notna(value)}
-        epochs.append(
-            Epoch(
-                int(line["stage"]),
-                str(line["name"]),
-                int(line["epoch"]),
-                named,
-                int(line["rows"]),
-                float(line["seconds"]),
-                step=how[line["name"]],
-            )
-        )
-    return epochs

@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "wgan": {"detector", "losses"},
     "detectors": {"rows", "detector", "features", "lars", "losses", "networks", "wgan", "errors"},
     "training": {"training", "detector", "rows", "record", "arguments", "errors"},
-    "tracking": {"record", "training"},
+    "history": {"record", "training"},
+    "tracking": {"history", "record", "training"},
     "report": {"report", "record", "metrics", "errors"},
 }
 """What each room may import of the others."""
