@@ -162,6 +162,8 @@ def task(settings: Any, outcome: dict[str, BaseException]) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from anomaly_bench.training import parallel
+
     hydra = HydraConfig.get()
     names = {
         group: str(hydra.runtime.choices[group]) for group in ("model", "data", "protocol", "evaluation")
@@ -177,7 +179,7 @@ def task(settings: Any, outcome: dict[str, BaseException]) -> float | None:
         folder = one_run(settings, names, overrides, note)
         note["objective"] = objective_of(folder)
         if alone:
-            if os.environ.get("RANK", "0") == "0":  # else the first process of torchrun's says it
+            if parallel.rank() == 0:  # else the first process of torchrun's says it
                 print(f"{summary(folder)}\n{folder}")
         else:
             log.info(summary(folder))

@@ -16,6 +16,7 @@ from anomaly_bench import metrics, record
 from anomaly_bench.compose import SCALER, Job
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
+from anomaly_bench.history import losses_frame
 from anomaly_bench.measuring import (
     HINDSIGHT,
     TRAINING_SAMPLE,
@@ -37,6 +38,7 @@ from anomaly_bench.tracking import NOTE, Follower
 from anomaly_bench.training import parallel
 from anomaly_bench.training.checkpoint import (
     Checkpoint,
+    DamagedError,
     Epoch,
     kept_fact,
     load_tensors,
@@ -47,7 +49,7 @@ from anomaly_bench.training.checkpoint import (
 from anomaly_bench.training.determinism import deterministic
 from anomaly_bench.training.scoring import explain_rows
 from anomaly_bench.training.trainer import Learned
-from anomaly_bench.twins import keep_last, take_over, twin_of
+from anomaly_bench.twins import SAME, keep_last, take_over, twin_of
 
 log = logging.getLogger("anomaly_bench")
 
@@ -67,7 +69,8 @@ def run(job: Job) -> None:
         SettingError: for what a user can put right. The run's folder then holds `error.json`, as after any error.
     """
     if parallel.rank():
-        learn_along(job)
+        with deterministic(job.values["deterministic"]):
+            learn_along(job)
         return
     if not (job.folder / "metrics.json").exists():
         check_that_it_builds(job)
@@ -156,12 +159,27 @@ def begin(job: Job) -> None:
         *(("run.json", NOTE, *UNFINISHED_ONLY) if job.values["rerun"] else ()),
     )
     record.write_text(job.folder / "config.yaml", OmegaConf.to_yaml(job.settings, resolve=True))
-    if "settings_hash" not in record.read_json(job.folder / "run.json"):
-        record.write_json(job.folder / "run.json", provenance(job))
     if job.evaluation["epoch"] == "best_test" and best_is_lost(job.folder):
         log.warning("%s: the weights of the best epoch cannot be read; the run starts anew", job.folder)
         remove(job, *UNFINISHED_ONLY)
+    kept = record.read_json(job.folder / "run.json")
+    goes_on = Checkpoint.last(job.folder / KEEP) is not None
+    record.write_json(
+        job.folder / "run.json", gone_on(kept, provenance(job)) if goes_on else started(job, kept)
+    )
     join(job)
+
+
+def started(job: Job, kept: dict[str, Any]) -> dict[str, Any]:
+    """What `run.json` says of a run that begins; of one that was given up, what it is part of is left."""
+    return provenance(job) | {name: kept[name] for name in ("experiments",) if name in kept}
+
+
+def gone_on(kept: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    """What `run.json` says of a run that goes on; where it does so otherwise than it began, how it began."""
+    before = {name: kept.get(name) for name in SAME if kept.get(name) != here[name]}
+    begun = [*kept.get("resumed_from", []), *([before] if before else [])]
+    return kept | {name: here[name] for name in before} | ({"resumed_from": begun} if begun else {})
 
 
 def best_is_lost(folder: Path) -> bool:
@@ -170,7 +188,7 @@ def best_is_lost(folder: Path) -> bool:
     if (folder / BEST).exists():
         try:
             best = float(load_tensors(folder / BEST)[1]["auroc"])
-        except (SettingError, KeyError, ValueError):
+        except (DamagedError, KeyError, ValueError):
             return True
     kept = Checkpoint.last(folder / KEEP)
     return kept is not None and any(line.auroc is not None and line.auroc > best for line in kept.history)
@@ -324,7 +342,7 @@ def give_up(job: Job, error: Exception) -> str:
     """Record a failed run, with the epochs it had; gives the reason."""
     said = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}"
     failure = {"error": said, "when": now(), "overrides": job.overrides}
-    with contextlib.suppress(OSError):  # what went wrong may be the disk
+    with contextlib.suppress(OSError, SettingError):  # what went wrong may be the disk, or the memory
         record.write_json(job.folder / "error.json", failure)
         if (kept := Checkpoint.last(job.folder / KEEP)) is not None:
             record.write_csv(job.folder / "losses.csv", losses_frame(kept.history))

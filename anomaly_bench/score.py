@@ -108,10 +108,17 @@ def score_files(
     else:
         bound, words = own_threshold(trained.metrics, folder), "the run's own"
     place = list(table.columns).index("score") + 1
-    percentile = (100 * np.interp(scores, quantiles, levels)).round(1)
+    percentile = percentiles(scores, levels, quantiles)
     table.insert(place, "verdict", np.where(scores > bound, "anomalous", "normal"))
     table.insert(place + 1, "percentile", percentile)
     return Scored(table, bound, words)
+
+
+def percentiles(scores: np.ndarray, levels: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+    """The share of training rows that score lower, 0 to 100, by the quantiles of theirs at ascending levels."""
+    first = np.searchsorted(quantiles, scores).clip(max=len(quantiles) - 1)
+    shared = quantiles[first] == scores  # by training rows, which are not lower
+    return (100 * np.where(shared, levels[first], np.interp(scores, quantiles, levels))).round(1)
 
 
 def warn_of_batch_statistics(trained: Trained) -> None:

@@ -31,11 +31,12 @@ def twin_of(job: Job) -> Path | None:
     mine = record.read_json(job.folder / "run.json")
     if str(mine["git"]).endswith("-dirty"):
         return None
-    alike = record.run_names(job.names["data"], job.names["protocol"], job.split.case, job.seed)
-    for folder in sorted(job.folder.parent.glob(alike)):  # one method may have several names
+    names = record.run_names(job.names["data"], job.names["protocol"], job.split.case, job.seed)
+    for folder in sorted(job.folder.parent.glob(names)):  # one method may have several names
         kept = record.read_json(folder / "run.json")
         finished = folder != job.folder and record.read_json(folder / "metrics.json")
-        if finished and all(kept.get(key) == mine[key] for key in SAME) and is_whole(weights_of(folder)):
+        alike = "resumed_from" not in kept and all(kept.get(key) == mine[key] for key in SAME)
+        if finished and alike and is_whole(weights_of(folder)):
             return folder
     return None
 

@@ -12,7 +12,7 @@ from PIL import Image
 from anomaly_bench import score
 from anomaly_bench.cli import answer
 from anomaly_bench.errors import SettingError
-from anomaly_bench.score import Scored, rule_of, score_files
+from anomaly_bench.score import Scored, percentiles, rule_of, score_files
 
 IMAGES = {"data": "folder", "protocol": "folder", "data__image_size": "16"}
 
@@ -107,6 +107,15 @@ def test_scores_are_normal_up_to_the_threshold_and_percentiles_rise_with_them(of
 
 
 # ------------------------------------------------------------------------------ thresholds
+
+
+def test_the_percentile_is_the_share_of_training_rows_that_score_lower():
+    training = np.r_[np.zeros(96), [1.0, 2.0, 3.0, 4.0]]
+    levels = np.arange(101) / 100
+    quantiles = np.quantile(training, levels)
+    given = percentiles(np.array([-1.0, 0.0, 1e-9, 2.0, 4.0, 5.0]), levels, quantiles)
+    assert given.tolist() == pytest.approx([0, 0, 95, 97, 100, 100], abs=1.5)
+    assert percentiles(np.zeros(1), np.array([0.0, 1.0]), np.zeros(2)).tolist() == [0]
 
 
 def test_thresholds_by_rule(image_run, bags, of_images):

@@ -79,6 +79,12 @@ def test_it_is_told_what_the_folder_has(tmp_path, monkeypatch):
     assert "per_class" not in told
 
 
+def test_a_method_without_epochs_has_its_results_told(tmp_path, monkeypatch):
+    listen(monkeypatch)
+    finished(tmp_path, model="knn", data="digits", data__limit="60", seed="5")
+    assert [line[0] for line in TOLD] == ["made", "finish"]
+
+
 def test_a_finished_run_is_told_of_later_and_once(tmp_path, monkeypatch):
     folder = finished(tmp_path, **SMALL)
     assert not (folder / tracking.NOTE).exists()

@@ -68,6 +68,25 @@ def test_clean_takes_over_what_as_published_has_trained(trainings):
     pd.testing.assert_frame_equal(losses, others)
 
 
+def test_a_method_without_epochs_has_an_evaluation_beside_its_own(trainings):
+    settings = [*DATA, "model=ocsvm"]
+    clean = computed("evaluation=clean", settings=settings)
+    assert (clean / "losses.csv").read_text() == "stage,name,epoch,rows,seconds,auroc\n"
+    published = computed("evaluation=as_published", settings=settings)
+    assert json.loads((published / "run.json").read_text())["trained_in"] == clean.name
+    (clean / "losses.csv").write_text("\n")  # as older versions have it
+    quantile = computed("evaluation=clean", "evaluation.quantile=0.9", settings=settings)
+    assert json.loads((quantile / "run.json").read_text())["trained_in"] == clean.name
+
+
+def test_a_run_that_went_on_elsewhere_is_no_twin(trainings):
+    published = computed("evaluation=as_published")
+    told = json.loads((published / "run.json").read_text())
+    (published / "run.json").write_text(json.dumps(told | {"resumed_from": [{"threads": 9}]}))
+    computed("evaluation=clean")
+    assert trainings == [0, 0]
+
+
 def test_another_score_and_another_name_of_one_method_need_no_training_of_their_own(trainings):
     small = "model.width=4", "model.code=8", "model.epochs=2"
     energy = computed(*small, "model=dsebm", settings=DATA)

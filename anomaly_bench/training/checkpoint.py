@@ -23,6 +23,10 @@ SUM = "crc32"
 """Under which a file's metadata hold the check sum of its tensors and of the other metadata."""
 
 
+class DamagedError(SettingError):
+    """A file is not what was written."""
+
+
 @dataclass(frozen=True)
 class Epoch:
     """One finished epoch.
@@ -80,25 +84,25 @@ class Checkpoint:
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
         """Read it back, onto the CPU; a file that is none is a SettingError."""
+        tensors, metadata = load_tensors(path)
         try:
-            tensors, metadata = load_tensors(path)
             facts = json.loads(metadata["checkpoint"])
             facts["history"] = [Epoch(**line) for line in facts["history"]]
             kept = cls(tensors=tensors, **facts)
             kept.check()
             return kept
         except (KeyError, ValueError, TypeError, RecursionError) as error:
-            raise SettingError(
+            raise DamagedError(
                 f"{path}: not a checkpoint ({error}); rerun=true starts the run anew"
             ) from error
 
     @classmethod
     def last(cls, path: Path) -> "Checkpoint | None":
-        """The last that can be read: `path`, else the one before it, else None. A damaged one is removed."""
+        """The last that is whole: `path`, else the one before it, else None. A damaged one is removed."""
         for file in filter(Path.exists, (path, previous_of(path))):
             try:
                 return cls.load(file)
-            except SettingError:
+            except DamagedError:
                 file.unlink()  # lest it take the place of the one before it
                 log.warning("%s is damaged; the run goes on from what was kept before it", file)
         return None
@@ -204,19 +208,22 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors, onto the CPU, and metadata of a safetensors file.
 
     Raises:
-        SettingError: it is none, or not what was written.
+        DamagedError: it is none, or not what was written.
+        SettingError: it cannot be read now, for lack of memory, say.
     """
+    if path.exists() and not path.is_file():
+        raise DamagedError(f"{path}: it is no plain file")  # a pipe would be waited for
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is no plain file")  # a pipe would be waited for
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
-        raise SettingError(f"{path}: not a safetensors file, or damaged ({error})") from error
+    except (SafetensorError, ValueError, AttributeError) as error:
+        raise DamagedError(f"{path}: not a safetensors file, or damaged ({error})") from error
+    except (OSError, RuntimeError, MemoryError) as error:
+        raise SettingError(f"{path}: cannot be read ({error})") from error
     written = metadata.pop(SUM, None)  # files of older versions have none
     if written is not None and written != check_sum(tensors, metadata):
-        raise SettingError(f"{path}: damaged (its check sum is not {written})")
+        raise DamagedError(f"{path}: damaged (its check sum is not {written})")
     return tensors, metadata
 
 
@@ -225,7 +232,7 @@ def check_sum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
     kinds = [(name, str(tensors[name].dtype), tuple(tensors[name].shape)) for name in sorted(tensors)]
     digits = zlib.crc32(repr((sorted(metadata.items()), kinds)).encode())
     for name, *_ in kinds:
-        digits = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes(), digits)
+        digits = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, digits)
     return f"{digits:08x}"
 
 

@@ -37,7 +37,7 @@ def processes() -> int:
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if processes() > 1 else 0
 
 
 def own_device(device: torch.device) -> torch.device:

@@ -152,12 +152,13 @@ class Trainer:
             for epoch in range(done, self.epochs(stage)):
                 with parallel.epoch(detector, train.device):
                     line = self.one_epoch(number, epoch + 1, stage, run, train, order)
-                last = epoch + 1 == self.epochs(stage)
-                due = self.eval_every and (last or (epoch + 1) % self.eval_every == 0)
+                over = epoch + 1 == self.epochs(stage) or (
+                    stage.until is not None and stage.until(line.losses)
+                )
+                due = self.eval_every and (over or (epoch + 1) % self.eval_every == 0)
                 if evaluate is not None and due and stage.scorable:
                     line = replace(line, auroc=evaluate())
                 history.append(line)
-                over = last or (stage.until is not None and stage.until(line.losses))
                 due = over or (epoch + 1) % max(1, self.epochs(stage) // KEPT) == 0
                 if keep is not None and due and first:
                     state_after(line, over, history, detector, stage, train.device, order).save(keep)
@@ -186,7 +187,7 @@ class Trainer:
     def one_epoch(
         self, number: int, epoch: int, stage: Stage, run: Prepared, train: Rows, order: torch.Generator
     ) -> Epoch:
-        """Every training row once, in random order."""
+        """Training rows once each, in random order; those that fill no batch are left out."""
         size = train.batch_size(self.batch_size or stage.batch_size)
         steps = train.steps(size)
         title = f"{stage.name} {epoch}/{self.epochs(stage)}"

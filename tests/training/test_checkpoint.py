@@ -7,6 +7,7 @@ from torch import nn
 from toys import Plan, dictated, rows
 
 from anomaly_bench.errors import SettingError
+from anomaly_bench.training import checkpoint
 from anomaly_bench.training.checkpoint import (
     Checkpoint,
     Epoch,
@@ -187,10 +188,10 @@ def test_a_broken_file_is_refused_not_misread(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"no checkpoint at all, but long enough to look at"])
-def test_a_broken_file_is_refused_with_what_to_do(tmp_path, content) -> None:
+def test_a_broken_file_is_refused_by_name(tmp_path, content) -> None:
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(content)
-    with pytest.raises(SettingError, match="rerun=true"):
+    with pytest.raises(SettingError, match=r"checkpoint\.safetensors: not a safetensors file"):
         Checkpoint.load(path)
 
 
@@ -237,6 +238,21 @@ def test_the_last_that_is_whole_is_gone_on_from(tmp_path: Path, how: str, caplog
     damaged(previous_of(path), how)
     assert Checkpoint.last(path) is None
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("not enough memory")])
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path: Path, monkeypatch, error) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    Checkpoint(0, 1, False, HISTORY, {"model.a": torch.randn(3)}).save(path)
+
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "safe_open", refuse)
+    with pytest.raises(SettingError, match=r"checkpoint\.safetensors: cannot be read \(.*(files|memory)"):
+        Checkpoint.last(path)
+    monkeypatch.undo()
+    assert Checkpoint.last(path) is not None
 
 
 @pytest.mark.parametrize("how", DAMAGES[:-1])

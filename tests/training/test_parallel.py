@@ -126,6 +126,9 @@ def test_one_process_asks_nobody(monkeypatch):
     assert parallel.tell(True, torch.device("cpu"))
     assert not parallel.tell(False, torch.device("cpu"))
     assert agreed(torch.tensor(3.0)) == 3
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("RANK", "1")  # of another launcher
+    assert (parallel.processes(), parallel.rank()) == (1, 0)
 
 
 def test_batch_norm_is_torchs_own(monkeypatch):

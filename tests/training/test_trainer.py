@@ -126,6 +126,12 @@ def test_every_so_many_epochs_and_the_last_are_evaluated(every: int, evaluated: 
     assert [line.auroc for line in learned.history if line.auroc] == [1.0 + n for n in range(len(evaluated))]
 
 
+def test_an_epoch_that_ends_its_stage_early_is_evaluated() -> None:
+    plan = Plan("a", 9, loss=lambda step: 1 / step, until=lambda losses: losses["error"] < 0.1)
+    learned = trainer(eval_every=5).learn(dictated(plan), rows(), seed=0, evaluate=lambda: 0.5)
+    assert [line.auroc for line in learned.history] == [None, None, 0.5]
+
+
 def test_stages_without_a_score_are_not_evaluated() -> None:
     plans = Plan("a", 2, scorable=False), Plan("b", 2)
     learned = trainer(eval_every=1).learn(dictated(*plans), rows(), seed=0, evaluate=lambda: 0.5)
