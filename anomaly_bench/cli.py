@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -275,6 +275,8 @@ def score(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.output is not None and given.output.suffix.lower() not in (".csv", ".json"):
         raise SettingError(f"--output {given.output}: allowed are names that end in .csv or .json")
+    check_spared("--output", given.output, [given.run_dir, *filter(Path.is_file, given.files)])
+    check_spared("--maps", given.maps, [given.run_dir, *given.files])
     from anomaly_bench.record import csv_text, write_csv, write_json
     from anomaly_bench.score import score_files
 
@@ -295,6 +297,13 @@ def score(arguments: list[str]) -> int:
             f"above {scored.threshold:.6g} ({scored.rule})"
         )
     return FOUND if given.fail_on_anomaly and scored.n_anomalous else 0
+
+
+def check_spared(option: str, place: Path | None, spared: Sequence[Path]) -> None:
+    """Refuse to write over these files, or into these folders."""
+    within = [path for path in spared if place is not None and place.resolve().is_relative_to(path.resolve())]
+    if within:
+        raise SettingError(f"{option} {place}: it would change {within[0]}; name another place")
 
 
 def export(arguments: list[str]) -> int:

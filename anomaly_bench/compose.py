@@ -26,7 +26,7 @@ from anomaly_bench.data.scaling import Scaler, fit_scaler
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
 from anomaly_bench.places import CONFIGS
-from anomaly_bench.protocols import Split
+from anomaly_bench.protocols import Split, check_seed
 from anomaly_bench.rows import Rows
 from anomaly_bench.schema import Settings
 from anomaly_bench.sweep import SHARED
@@ -48,6 +48,9 @@ NOT_HASHED = (
 )
 """Settings that cannot change the numbers, that stand in the run's name, or are hashed by what they come to."""
 
+
+CLASS_KEYS = ("abnormal_class", "normal_class")
+"""What a protocol may ask for."""
 
 AS_EVER = ("deterministic", False)
 """A setting that came later: as it was for the runs before it, it is not hashed, so that these are found again."""
@@ -155,6 +158,8 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
         check_group(group, settings[group])
     check_evaluation(values["evaluation"])
     check_targets(settings.model)
+    check_class_keys(settings.protocol, names["protocol"], overrides)
+    check_seed(settings.seed)
     dataset = load_data(data_yaml(settings))
     split = instantiate(settings.protocol).split(dataset, settings.seed)
     if declares(settings.model, "transductive"):
@@ -196,6 +201,16 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
         learning,
         validation,
     )
+
+
+def check_class_keys(protocol: DictConfig, name: str, overrides: Sequence[str]) -> None:
+    """Refuse `normal_class=3` where the protocol asks for `abnormal_class`: the run would be of another class."""
+    typed = {key.lstrip("+"): text for text in overrides for key in [text.partition("=")[0]]}
+    read = [key for key in CLASS_KEYS if key in protocol]
+    for key in CLASS_KEYS:
+        if key in typed and key not in read and not typed.keys() & set(read):
+            what = f"reads {read[0]}" if read else "reads no class: the names of folders say who is normal"
+            raise SettingError(f"{typed[key]}: protocol={name} {what}")
 
 
 def training_hash(counted: dict[str, Any]) -> str:

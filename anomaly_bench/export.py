@@ -105,6 +105,8 @@ def written(trained: Trained, form: str, path: Path) -> float:
                 with quiet():
                     write(form, program_of(module, given), temporary, facts_of(trained))
                     found = outputs_of_file(form, temporary, given)
+            except OSError:
+                raise
             except Exception as error:
                 raise SettingError(
                     f"{name} cannot be exported by --format {form}: {reason_in(error)}"

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,12 @@ class SweepTable:
             sweeper = config.hydra.runtime.choices["hydra/sweeper"]
             line = f"hydra/sweeper={sweeper}: test rows choose nothing; evaluation.validation=0.1 holds rows out for it"
             sys.exit(refuse(f"{line}, and evaluation.validation_class=CLASS says whose are the anomalies"))
+        try:
+            notes_of_sweep(config.runs_dir).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=notes_of_sweep(config.runs_dir)):
+                pass
+        except OSError as error:
+            sys.exit(refuse(f"runs_dir={str(config.runs_dir)!r}: nothing can be written there: {error}"))
         SweepTable.begun = config
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
@@ -117,7 +124,8 @@ def print_sweep(config: Any, broken: str | None = None) -> bool:
             note["error"] = "its process left no word of its end: killed (out of memory? out of time?)"
             leave_note(config.runs_dir, int(path.stem), note)
         notes.append(note)
-    records = [found for note in notes if "folder" in note for found in read_records(note["folder"])]
+    folders = dict.fromkeys(note["folder"] for note in notes if "folder" in note)  # jobs may share a run
+    records = [found for folder in folders for found in read_records(folder)]
     if any(record.status == "finished" for record in records):
         print(text_of(records, config.hydra.runtime.choices.get("experiment")))
     failed = [f"{' '.join(note['overrides'])}: {note['error']}" for note in notes if "error" in note]

@@ -229,10 +229,15 @@ def listed(dataset: Dataset) -> str:
     return ", ".join(dataset.class_names[:30]) + more
 
 
-def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
-    """`rows` in an order that depends on `seed` only."""
+def check_seed(seed: int) -> None:
+    """Refuse what numpy's generators refuse."""
     if not 0 <= seed < 2**32:
         raise SettingError(f"seed={seed}: allowed is 0 to 2**32 - 1")
+
+
+def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
+    """`rows` in an order that depends on `seed` only."""
+    check_seed(seed)
     # numpy promises that this generator's stream never changes; that of `default_rng` may.
     return np.random.RandomState(seed).permutation(rows)
 

@@ -18,11 +18,13 @@ KINDS = {
     "to Integer": "a whole number",
     "to Float": "a number",
     "valid bool": "true or false",
-    "Union[int, str]": "a whole number or a name",
+    "Union[int, str]": "a whole number or a name (in quotes within quotes where it reads as another value)",
     "not Optional": "a value other than null",
     "to string": "a text",
 }
 """What OmegaConf says of a value of the wrong type, and what is allowed in its place."""
+
+QUOTED = """'data.root="a b"'"""
 
 
 def refuse(line: str) -> int:
@@ -101,9 +103,11 @@ def explained(error: Exception, arguments: Sequence[str]) -> str | None:
         group, _, wanted = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={wanted}: there is none; allowed are {', '.join(sorted(error.options))}"
     if isinstance(error, OverrideParseException):
+        if "=" not in str(error.override):
+            return f"{error.override}: no KEY=VALUE; a value with spaces needs quotes within quotes, as in {QUOTED}"
         return (
-            f"{error.override}: cannot be read; a value with other signs than letters, digits and _ . / - needs "
-            "quotes within quotes, as in 'data.root=\"a b\"'"
+            f"{error.override}: cannot be read; a value with other signs than a to z, digits and _ . / - needs "
+            f"quotes within quotes, as in {QUOTED}"
         )
     if isinstance(error, InstantiationException):
         return one_line(error)
@@ -132,7 +136,8 @@ def reason(error: Exception, overrides: Sequence[str]) -> str:
 
 def did_you_mean(wanted: str, arguments: Sequence[str]) -> str:
     """The keys there are that come closest."""
-    close = difflib.get_close_matches(wanted, known_keys(arguments), n=3, cutoff=0.6)
+    known = [key for key in known_keys(arguments) if key != wanted]  # one job of a sweep may have it
+    close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else "; --cfg job shows all there are"
 
 

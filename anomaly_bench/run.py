@@ -143,11 +143,12 @@ def learn_along(job: Job) -> None:
 
 def finished(job: Job) -> bool:
     """Whether the run's records say so, and can be read."""
-    return (
-        "auroc" in record.read_json(job.folder / "metrics.json")
-        and "finished" in record.read_json(job.folder / "run.json")
-        and (job.folder / "model.safetensors").exists()
+    whole = "auroc" in record.read_json(job.folder / "metrics.json") and "finished" in record.read_json(
+        job.folder / "run.json"
     )
+    if whole and not (job.folder / "model.safetensors").exists():
+        log.warning("%s: its weights are gone; rerun=true makes them again", job.folder)
+    return whole
 
 
 def begin(job: Job) -> None:

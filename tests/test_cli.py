@@ -124,6 +124,24 @@ def test_one_run_leaves_all_its_files(bench):
     assert not [path for path in run.rglob("*") if "checkpoint" in path.name or path.name.startswith(".")]
 
 
+def test_a_finished_run_without_its_weights_is_still_finished(bench):
+    bench(*TINY)
+    run = only_run()
+    (run / "model.safetensors").unlink()
+    before = (run / "metrics.json").read_text()
+    code, _, err = bench(*TINY)
+    assert code == 0
+    assert "its weights are gone; rerun=true makes them again" in err
+    assert (run / "metrics.json").read_text() == before
+    assert not (run / "model.safetensors").exists()
+
+
+def test_jobs_that_come_to_one_run_leave_no_word_of_another(bench):
+    code, out, _ = bench("-m", *TINY, "evaluation=clean", "normal_class=1,2", "abnormal_class=0")
+    assert code == 0
+    assert "newer run" not in out
+
+
 def test_a_finished_run_is_not_computed_again_unless_asked(bench):
     bench("model=ganomaly", *TINY)
     metrics = only_run() / "metrics.json"
@@ -231,6 +249,17 @@ def test_a_disk_without_room_for_notes_is_told_at_the_end(bench, monkeypatch, ca
             ["data=mnist", "nowhere", "data.download=true"],
         ),
         (["protocol=one_vs_rest"], ["protocol=one_vs_rest", "test part"]),
+        (["normal_class=3"], ["normal_class=3: protocol=leave_one_class_out reads abnormal_class"]),
+        (
+            ["protocol=contaminated", "abnormal_class=3"],
+            ["abnormal_class=3: protocol=contaminated reads normal"],
+        ),
+        (["protocol=folder", "abnormal_class=3"], ["abnormal_class=3: protocol=folder reads no class"]),
+        (["protocol=one_vs_rest", "seed=-1"], ["seed=-1: allowed is 0 to 2**32 - 1"]),
+        (["-m", "seed=0,1", "runs_dir=/proc/none"], ["runs_dir='/proc/none': nothing can be written there"]),
+        (["abnormal_class=größe"], ["größe: cannot be read", "a to z"]),
+        (["data.root=a", "b"], ["b: no KEY=VALUE", "quotes within quotes"]),
+        (["abnormal_class=0.5"], ["abnormal_class=0.5: a whole number or a name (in quotes within quotes"]),
         (["--model", "ganomaly"], ["--model", "write model=VALUE"]),
         (["abnormal_class=0,1"], ["abnormal_class"]),
         (["score", "nowhere", "x.png"], ["nowhere", "finished run"]),

@@ -271,6 +271,21 @@ def test_an_output_that_cannot_be_written_is_named(image_run, bags, place, capsy
     assert f"anomaly-bench: --output {output}: it cannot be written: " in capsys.readouterr().err
 
 
+def test_neither_the_run_nor_what_is_scored_is_written_over(image_run, bags, tmp_path, capsys):
+    picture = next((bags / "test").rglob("*.png"))
+    table = tmp_path / "mine.csv"
+    table.write_text("a,b\n1,2\n")
+    for files, option, target in (
+        (bags, "--output", image_run / "run.json"),
+        (table, "--output", table),
+        (bags, "--maps", bags / "test" / "maps"),
+        (picture, "--maps", image_run / "figures"),
+    ):
+        assert answer(["score", str(image_run), str(files), option, str(target)]) == 2
+        assert f"{option} {target}: it would change " in capsys.readouterr().err
+    assert table.read_text() == "a,b\n1,2\n"
+
+
 def test_the_exit_code_tells_of_anomalies_only_when_asked(image_run, bags, capsys):
     command = ["score", str(image_run), str(bags / "test")]
     assert answer([*command, "--threshold", "max_train"]) == 0
