@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import torch
 import yaml
 from hydra.core.config_store import ConfigStore
@@ -119,9 +120,9 @@ class Job:
             f"{self.names['model']} on {self.names['data']}{synthetic}, {self.split.case}, seed {self.seed}"
         )
 
-    def rows(self, x: Tensor) -> Rows:
-        """Rows of the data set's kind on the trainer's device."""
-        return self.trainer.rows(x, self.dataset.mean, self.dataset.std)
+    def rows(self, chosen: np.ndarray) -> Rows:
+        """These rows of the data set, by their numbers, on the trainer's device."""
+        return self.trainer.rows(self.x, self.dataset.mean, self.dataset.std, torch.from_numpy(chosen))
 
     def build(self) -> Detector:
         """The detector with its first weights, which the seed decides, on the trainer's device."""

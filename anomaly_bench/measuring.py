@@ -54,7 +54,7 @@ def validated(job: Job, detector: Detector) -> dict[str, float]:
     """The AUROC on validation rows, where there are some: what a sweeper maximises."""
     if job.validation is None:
         return {}
-    scores = scores_of(job, detector, job.rows(job.x[job.validation.rows]))
+    scores = scores_of(job, detector, job.rows(job.validation.rows))
     return {"auroc_validation": metrics.auroc(scores, job.validation.anomalous)}
 
 
@@ -66,7 +66,7 @@ def pixel_numbers(job: Job, detector: Detector, test: Rows, anomalous: np.ndarra
     known = np.flatnonzero(~anomalous | masks.any((1, 2)))
     if not masks[known].any():
         return {}
-    rows = job.rows(test.x[torch.from_numpy(known).to(test.device)])
+    rows = test.subset(torch.from_numpy(known).to(test.device))
     maps = map_rows(detector, rows, precision=job.trainer.precision, batch_size=job.evaluation["batch_size"])
     return {} if maps is None else metrics.pixel_areas(maps.numpy(), masks[known])
 

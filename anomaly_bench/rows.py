@@ -23,10 +23,19 @@ class Rows:
             `[N, D]`, taken as they are.
         mean, std: of the pixels on [0, 1]; 0.5 and 0.5 give a range of [-1, 1].
         channels_last: hand out images in the channels-last memory format.
+        chosen: numbers of the rows of `x` that these are, int64 `[M]`; None for all.
     """
 
-    def __init__(self, x: Tensor, mean: float = 0.5, std: float = 0.5, channels_last: bool = False) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        mean: float = 0.5,
+        std: float = 0.5,
+        channels_last: bool = False,
+        chosen: Tensor | None = None,
+    ) -> None:
         self.x = x
+        self.chosen = chosen
         self.mean = mean
         self.std = std
         self.memory_format = (
@@ -34,7 +43,7 @@ class Rows:
         )
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.x if self.chosen is None else self.chosen)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,9 +55,18 @@ class Rows:
         """Where the rows are, and where batches come out."""
         return self.x.device
 
+    def subset(self, index: Tensor) -> "Rows":
+        """Rows `index` (int64 `[M]`, on the rows' device) as rows of their own, not copied."""
+        channels_last = self.memory_format == torch.channels_last
+        return Rows(self.x, self.mean, self.std, channels_last, self.numbers(index))
+
+    def numbers(self, index: Tensor) -> Tensor:
+        """Where rows `index` are in `x`."""
+        return index if self.chosen is None else self.chosen[index]
+
     def take(self, index: Tensor) -> Tensor:
         """Rows `index` (int64 `[B]`, on the rows' device) as float32 `[B, *shape]`."""
-        rows = self.x[index]
+        rows = self.x[self.numbers(index)]
         if rows.dtype == torch.uint8:
             rows = rows.to(torch.float32).mul_(1 / (255 * self.std)).sub_(self.mean / self.std)
         return rows.contiguous(memory_format=self.memory_format)

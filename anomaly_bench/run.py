@@ -135,7 +135,7 @@ def learn_along(job: Job) -> None:
     """What a process does that is not the first of its run: its part of every step, and nothing else."""
     if not parallel.tell(False, job.trainer.device):
         return
-    train = job.rows(job.x[job.split.train])
+    train = job.rows(job.split.train)
     with contextlib.suppress(SettingError):  # the first process meets the same, and records it
         job.trainer.learn(job.build(), train, seed=job.seed, keep=job.folder / KEEP)
     parallel.leave()
@@ -211,8 +211,8 @@ def join(job: Job) -> None:
 
 def compute(job: Job, follow: Follower) -> None:
     """The run itself; `metrics.json` is written last."""
-    x, order = job.x, test_order(job)
-    train, test = job.rows(x[job.split.train]), job.rows(x[job.split.test[order]])
+    order = test_order(job)
+    train, test = job.rows(job.split.train), job.rows(job.split.test[order])
     anomalous = job.split.anomalous[order]
     control = control_numbers(job, train, test, anomalous)
 
@@ -222,7 +222,7 @@ def compute(job: Job, follow: Follower) -> None:
     started = time.perf_counter()
     scores = scores_of(job, detector, test)
     seconds = time.perf_counter() - started
-    training_scores = scores_of(job, detector, job.rows(x[some(job.split.train, TRAINING_SAMPLE, job.seed)]))
+    training_scores = scores_of(job, detector, job.rows(some(job.split.train, TRAINING_SAMPLE, job.seed)))
     thresholds = thresholds_of(job, detector, scores, anomalous, training_scores)
     threshold = thresholds[HINDSIGHT] if job.evaluation["hindsight"] else next(iter(thresholds.values()))
     classes = job.dataset.classes[job.split.test[order]]
@@ -305,7 +305,7 @@ def write_tables(
 def shown(job: Job, detector: Detector, test: Rows, positions: np.ndarray) -> Shown:
     """What the detector shows of some test rows, images on [0, 1]."""
     numbers = torch.from_numpy(positions).to(test.device)
-    rows = job.rows(test.x[numbers])
+    rows = test.subset(numbers)
     explained = explain_rows(
         detector, rows, precision=job.trainer.precision, batch_size=job.evaluation["batch_size"]
     )

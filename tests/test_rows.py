@@ -23,6 +23,20 @@ def test_pixels_are_scaled_when_taken() -> None:
     torch.testing.assert_close(taken.flatten(), torch.tensor([-0.5, 0.0, 2.0]))
 
 
+def test_a_subset_is_those_rows_and_no_copy() -> None:
+    x = images()
+    some = Rows(x, channels_last=True).subset(torch.tensor([7, 2, 9, 4]))
+    assert (len(some), some.shape) == (4, (3, 4, 5))
+    assert some.x is x
+    fewer = some.subset(torch.tensor([2, 0]))
+    for rows, expected in ((some, [7, 2, 9, 4]), (fewer, [9, 7])):
+        taken = torch.cat([batch.x for batch in rows.in_order(3)])
+        assert torch.equal(taken, Rows(x).take(torch.tensor(expected)))
+        assert taken[:1].is_contiguous(memory_format=torch.channels_last)
+    seen = [batch.index for batch in some.shuffled(2, seeded())]
+    assert sorted(torch.cat(seen).tolist()) == [0, 1, 2, 3]
+
+
 def test_pixels_span_minus_one_to_one_by_default() -> None:
     rows = Rows(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
     assert rows.take(torch.arange(2)).flatten().tolist() == [-1, 1]

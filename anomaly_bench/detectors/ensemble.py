@@ -78,7 +78,7 @@ class Ensemble(Detector):
             for stage in cast(Detector, member).stages(train):
                 yield replace(stage, name=f"{name}: {stage.name}", scorable=False)
         chosen = torch.randperm(len(train))[: self.max_rows].to(train.device)
-        rows = Rows(train.x[chosen], train.mean, train.std, train.memory_format == torch.channels_last)
+        rows = train.subset(chosen)
         scores = torch.cat([self.scores(batch.x) for batch in rows.in_order(256)], 1)
         self.ladder = scores.sort(1).values
 

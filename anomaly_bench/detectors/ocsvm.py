@@ -108,7 +108,7 @@ class OCSVM(Detector):
             raise SettingError("trainer.device=mps: this model computes in float64, which mps lacks; use cpu")
         yield from stages_of(self.features, train)
         chosen = torch.randperm(len(train))[: self.max_rows].sort().values.to(train.device)
-        x = Rows(train.x[chosen], train.mean, train.std).map(self.embed).double()
+        x = train.subset(chosen).map(self.embed).double()
         self.fit(x.cpu().numpy())
 
     def fit(self, x: np.ndarray) -> None:
@@ -136,7 +136,7 @@ class OCSVM(Detector):
     def in_hindsight(self, train: Rows, test: Rows) -> Iterator[tuple[dict[str, float], Tensor]]:
         """GeoTrans' 90 fits; features and principal components stay as they are learned."""
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-        some = Rows(train.x[order[: self.max_rows].to(train.device)], train.mean, train.std)
+        some = train.subset(order[: self.max_rows].to(train.device))
         x, tests = (self.reduced(rows.map(self.embed)).cpu() for rows in (some, test))
         between, across = (torch.cdist(rows, x).square() for rows in (x, tests))
         for gamma in GAMMAS:

@@ -116,6 +116,8 @@ def score_rows(
 
     `batch_statistics` and `fold` as in `scoring`.
     """
+    while batch_statistics and len(rows) % batch_size == 1 < len(rows):
+        batch_size += 1  # a row alone has no statistics
     scores = []
     with (
         scoring(detector, rows.device, precision=precision, batch_statistics=batch_statistics, fold=fold),

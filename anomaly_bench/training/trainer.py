@@ -97,9 +97,11 @@ class Trainer:
             return detector.to(self.device)
         return detector.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def rows(self, x: Tensor, mean: float, std: float) -> Rows:
-        """Rows on the device, in the memory format."""
-        return Rows(x.to(self.device), mean, std, self.channels_last)
+    def rows(self, x: Tensor, mean: float, std: float, chosen: Tensor | None = None) -> Rows:
+        """Rows on the device, in the memory format, or the `chosen` ones of them; only an accelerator has a copy."""
+        if chosen is not None and self.device.type != "cpu":
+            x, chosen = x[chosen], None
+        return Rows(x.to(self.device), mean, std, self.channels_last, chosen)
 
     def epochs(self, stage: Stage) -> int:
         """How many epochs a stage gets here."""

@@ -78,6 +78,12 @@ def test_evaluation_puts_everything_back_after_an_error(detector: Normed) -> Non
     assert detector.net[1].momentum == 0.3
 
 
+def test_batch_statistics_are_never_asked_of_one_row(detector: Normed, rows: Rows) -> None:
+    scores = score_rows(detector, rows, precision="fp32", batch_size=3, batch_statistics=True)
+    larger = score_rows(detector, rows, precision="fp32", batch_size=4, batch_statistics=True)
+    assert torch.equal(scores, larger)
+
+
 def test_batch_statistics_are_those_of_training_mode(detector: Normed, rows: Rows) -> None:
     scores = score_rows(detector, rows, precision="fp32", batch_size=5, batch_statistics=True)
     linear, norm = detector.net[0], detector.net[1]
