@@ -32,10 +32,10 @@ from anomaly_bench.compose import load_data as load_dataset
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.scaling import fit_scaler
 from anomaly_bench.errors import SettingError
+from anomaly_bench.history import losses_frame
 from anomaly_bench.measuring import TRAINING_SAMPLE, some, threshold_of
 from anomaly_bench.places import CONFIGS
 from anomaly_bench.rows import Rows
-from anomaly_bench.history import losses_frame
 from anomaly_bench.targets import build
 from anomaly_bench.training.scoring import score_rows
 from anomaly_bench.training.trainer import Trainer

@@ -16,6 +16,7 @@ from anomaly_bench import metrics, record
 from anomaly_bench.compose import SCALER, Job
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
+from anomaly_bench.history import losses_frame
 from anomaly_bench.measuring import (
     HINDSIGHT,
     TRAINING_SAMPLE,
