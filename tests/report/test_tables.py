@@ -13,6 +13,8 @@ from anomaly_bench.report.tables import make_tables, text_of, write_report
 
 CLASSES = ["cat", "dog", "owl"]
 CLEAN = {"name": "clean", "epoch": "last"}
+WITHOUT_CLASS = {"protocol": "tabular_half", "class": None, "class_index": None}
+"""Of a run whose problem only its case names."""
 
 
 def made_up(cls="cat", seed=0, auroc=0.5, status="finished", metrics=None, failure=None, **facts) -> Record:
@@ -182,6 +184,25 @@ def test_settings_are_told_by_the_overrides_that_differ():
         ),
     ]
     assert [row["settings"] for row in rows_of(table_of(*records))[::2]] == ["default", "model.nz=20"]
+
+
+def test_cases_without_a_class_of_their_own_are_no_seeds():
+    cats, dogs = (
+        made_up(auroc=area, case=f"normal-{cls}", overrides=[f"normal_class={cls}"], **WITHOUT_CLASS)
+        for cls, area in (("cat", 0.9), ("dog", 0.1))
+    )
+    shown = [
+        (row["settings"], row["n"], row["overall"]) for row in rows_of(make_tables([cats, dogs])[0])[::2]
+    ]
+    assert shown == [("normal-cat", "1", "0.900"), ("normal-dog", "1", "0.100")]
+    assert "settings" not in table_of(cats).headers
+
+
+def test_a_case_is_told_of_each_method_where_they_differ():
+    one, other = (
+        made_up(model=model, case=case, **WITHOUT_CLASS) for model, case in (("ae", "normal-cat"), ("b", "c"))
+    )
+    assert [row["settings"] for row in rows_of(table_of(one, other))[::2]] == ["normal-cat", "c"]
 
 
 def test_settings_that_overrides_do_not_tell_apart_show_their_hash():
