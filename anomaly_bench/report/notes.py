@@ -110,7 +110,7 @@ def _rows_of_numbers(run: dict[str, Any]) -> list[str]:
             f"{run['data']}: {run['n_missing']} missing numbers became medians of their columns' training rows."
         )
     repeated = "test rows come in the training rows too, because the data set has repeated rows"
-    if run["n_test_seen_in_training"]:
+    if run.get("n_test_seen_in_training") and run.get("n_test"):
         share = run["n_test_seen_in_training"] / run["n_test"]
         lines.append(
             f"{run['data']}: about {share:.0%} of the {repeated} ({run['n_distinct']} are distinct)."

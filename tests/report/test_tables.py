@@ -280,6 +280,16 @@ def test_runs_on_different_data_are_told():
     assert "did not all see the same data" in notes_of(table)
 
 
+@pytest.mark.parametrize(
+    "facts", [{}, {"n_test_seen_in_training": 3, "n_test": 0}, {"n_test_seen_in_training": 3}]
+)
+def test_a_damaged_record_of_a_table_of_numbers_stops_no_report(facts):
+    whole = {"n_distinct": 90, "n_test_seen_in_training": 3, "n_test": 12}
+    told = notes_of(table_of(made_up(seed=0, **whole), made_up(seed=1, n_distinct=90, **facts)))
+    assert told.count("rows come in the training rows too") == 1
+    assert "pets: about 25% of the test rows" in told
+
+
 def test_one_line_a_cell():
     records = [made_up("cat", 0, 0.5), made_up("cat", 1, 0.7), made_up("dog", 0, 0.9)]
     cat, dog, mean = tidy(results(records))
