@@ -129,11 +129,11 @@ def sweeps(records: Sequence[Record]) -> list[str]:
     """The commands that make these runs, one for each set of settings."""
     by_keys: dict[tuple[str, ...], dict[str, dict[str, None]]] = {}
     for record in records:
-        pairs = [text.split("=", 1) for text in record.run["overrides"]]
-        values = by_keys.setdefault(tuple(key for key, _ in pairs), {})
-        for key, value in pairs:
-            values.setdefault(key, {})[value] = None
-    texts = [[f"{key}={','.join(sorted(each))}" for key, each in sweep.items()] for sweep in by_keys.values()]
+        parts = [text.partition("=") for text in record.run["overrides"]]  # ~KEY has no value
+        values = by_keys.setdefault(tuple(key + sign for key, sign, _ in parts), {})
+        for key, sign, value in parts:
+            values.setdefault(key + sign, {})[value] = None
+    texts = [[f"{key}{','.join(sorted(each))}" for key, each in sweep.items()] for sweep in by_keys.values()]
     return [shlex.join(["anomaly-bench", "-m", *words]) for words in texts]
 
 

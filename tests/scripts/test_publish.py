@@ -57,3 +57,13 @@ def test_settings_that_are_published_stay_as_they_are() -> None:
     ]
     assert configs
     assert all(without_places(config) == config for config in configs)
+
+
+def test_a_command_has_what_was_taken_out_too(tmp_path: Path) -> None:
+    from publish import sweeps
+
+    from anomaly_bench.record import read_records
+
+    for seed in (0, 1):
+        run_in(tmp_path / f"{seed}", "model=ae", f"seed={seed}", "~point", "data.label=")
+    assert sweeps(read_records(tmp_path)) == ["anomaly-bench -m model=ae seed=0,1 '~point' data.label="]
