@@ -104,6 +104,10 @@ def test_a_mean_over_some_classes_is_marked():
     assert "†" not in str(whole.rows)
 
 
+def test_a_class_called_mean_is_no_mean():
+    assert rows_of(table_of(made_up("mean")))[0]["mean"] == "0.500"
+
+
 def test_control_and_best_epoch_have_rows_of_their_own():
     records = [made_up("cat", seed, 0.7, metrics={"auroc_best_epoch": 0.9 + seed / 50}) for seed in (0, 1)]
     table = table_of(*records)
