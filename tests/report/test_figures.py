@@ -50,6 +50,22 @@ def test_score_histogram_of_equal_scores(tmp_path):
     assert_picture(tmp_path / "scores")
 
 
+@pytest.mark.parametrize(
+    "scores",
+    [
+        np.where(TRUTH, 1.0, 0.99999994).astype(np.float32),
+        (1000 + np.arange(40) % 7 * 6e-5).astype(np.float32),
+        (1 + 1e-6 * RNG.random(40)).astype(np.float32),
+        1 + 2.0**-52 * TRUTH,
+        np.full(40, 1e17),
+        np.full(40, 3e38, np.float32),
+    ],
+)
+def test_score_histogram_of_nearly_equal_scores(tmp_path, scores):
+    figures.score_histogram(tmp_path / "scores", scores, TRUTH, {"a": float(scores.max())}, "nearly flat")
+    assert_picture(tmp_path / "scores")
+
+
 def test_roc_and_pr(tmp_path):
     figures.roc_and_pr(tmp_path / "roc", SCORES, TRUTH, SYNTHETIC)
     assert_picture(tmp_path / "roc")
