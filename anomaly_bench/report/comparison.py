@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from anomaly_bench.report.formats import Table
-from anomaly_bench.report.results import Line
+from anomaly_bench.report.results import Line, row_name
 
 FEWEST = 5
 """Blocks without which nothing is compared."""
@@ -54,7 +54,7 @@ def shared_blocks(lines: Sequence[Line]) -> Shared:
     found: dict[str, dict[tuple[str, str, int], float]] = defaultdict(dict)
     for line in lines:
         if line["finished"] and line["auroc"] is not None and (line["swept"] or line["class"] == "overall"):
-            method = ", ".join(filter(None, (line["model"], line["evaluation"], line["overrides"])))
+            method = row_name(line | {"settings": line["overrides"]})
             found[method][line["case"], line["class"], line["seed"]] = line["auroc"]
     methods = sorted(found)
     blocks = sorted(set.intersection(*(set(own) for own in found.values()))) if found else []

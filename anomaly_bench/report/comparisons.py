@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from anomaly_bench.report.comparison import Ranking
-from anomaly_bench.report.results import ROW, Line
+from anomaly_bench.report.results import Line, row_name
 from anomaly_bench.report.style import COLOURS, drawn, line, marker, short
 
 GRID = np.linspace(0, 1, 101)
@@ -220,8 +220,3 @@ def critical_difference(path: Path, ranking: Ranking, title: str) -> None:
                 linewidth=3.5,
                 solid_capstyle="butt",
             )
-
-
-def row_name(cell: Line) -> str:
-    """The method of a cell or line, with its evaluation and settings."""
-    return ", ".join(filter(None, (cell[key] for key in ROW)))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from anomaly_bench.record import Record
-from anomaly_bench.report.results import ROW, Line, tidy
+from anomaly_bench.report.results import ROW, Line, row_name, tidy
 
 MOST_LISTED = 10
 LOSSY = {".jpg", ".jpeg", ".webp"}
@@ -164,8 +164,9 @@ def _missing(lines: Sequence[Line]) -> list[str]:
         due = [(name, seed) for name in classes for seed in sorted({line["seed"] for line in own})]
         absent = [f"{name} (seed {seed})" for name, seed in due if (name, seed) not in done]
         if absent:
-            name = ", ".join(filter(None, row))
-            sentences.append(f"Missing from {name}: {len(absent)} of {len(due)} runs: {_some(absent)}.")
+            sentences.append(
+                f"Missing from {row_name(own[0])}: {len(absent)} of {len(due)} runs: {_some(absent)}."
+            )
     return sentences
 
 

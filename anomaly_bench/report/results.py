@@ -163,6 +163,11 @@ def tidy(lines: Sequence[Line]) -> list[Line]:
     return cells
 
 
+def row_name(line: Line) -> str:
+    """The method of a line or cell, with its evaluation and settings."""
+    return ", ".join(filter(None, (line[key] for key in ROW)))
+
+
 def _grouped(lines: Iterable[Line], *keys: str) -> list[list[Line]]:
     """The lines that are alike in `keys`, sorted by them."""
     groups = defaultdict(list)
