@@ -362,7 +362,8 @@ def run_names(data: str, protocol: str, case: str, seed: int) -> str:
 def safe_name(text: str) -> str:
     """`text` as a part of a file name: letters, digits and `_ . + -`, not hidden, at most 45 characters.
 
-    Where that changes it, five digits of its hash are added, so that two texts never share a name.
+    Where that changes it, five hexadecimal digits of its hash are added: two texts that come out alike otherwise share
+    a name once in a million.
     """
     safe = re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII).lstrip(".")[:40]
     return safe if safe == text and safe else f"{safe}{hashlib.sha256(text.encode()).hexdigest()[:5]}"

@@ -246,13 +246,17 @@ def compute(job: Job, follow: Follower) -> None:
     save_weights(job.folder / "model.safetensors", detector)
     if job.scaler is not None:
         save_tensors(job.folder / SCALER, job.scaler._asdict(), {})
-    draw_run(
-        job.folder / "figures",
-        job.title,
-        (scores, anomalous, thresholds),
-        losses_frame(learned.history),
-        lambda positions: shown(job, detector, test, positions),
-    )
+    try:
+        draw_run(
+            job.folder / "figures",
+            job.title,
+            (scores, anomalous, thresholds),
+            losses_frame(learned.history),
+            lambda positions: shown(job, detector, test, positions),
+        )
+    except Exception as error:  # the numbers are there, whatever a picture lacks
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("%s: not every picture could be drawn: %s", job.folder, said)
     finish(job, learned, training_scores, numbers)
 
 

@@ -87,7 +87,7 @@ def cells(folder: Path, overrides: dict[str, str]) -> Cells:
 
 def is_of(sweep: dict[str, str], overrides: Sequence[str]) -> bool:
     """Whether a run with these settings is one of the sweep's."""
-    own = dict(override.split("=", 1) for override in overrides)
+    own = {key: value for key, _, value in (override.partition("=") for override in overrides)}
     asked = {key: value.split(",") for key, value in sweep.items() if not key.startswith("hydra.")}
     return own.keys() == asked.keys() and all(own[key] in values for key, values in asked.items())
 

@@ -19,8 +19,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pandas as pd
+from omegaconf import OmegaConf
 
 from anomaly_bench.errors import SettingError
 from anomaly_bench.record import Record, read_records, write_json, write_text
@@ -32,6 +34,9 @@ from anomaly_bench.report.tables import write_report
 
 MOST_EPOCHS = 200
 """Lines of a run's `losses.csv` that are kept, evenly spaced; there may be one more."""
+
+PLACE = re.compile(r"\+*(runs_dir|tracker\..*|data\.(.*\.)?root)")
+"""A key that holds a place."""
 
 INDEX = "<!-- What follows is written by scripts/publish.py, from the records. -->\n"
 
@@ -61,12 +66,33 @@ def copy_records(runs_dir: Path, target: Path, conditions: dict[str, str]) -> No
         place.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(record.folder / "metrics.json", place / "metrics.json")
         write_text(place / "losses.csv", thinned((record.folder / "losses.csv").read_text(encoding="utf-8")))
-        settings = re.sub(r"(?m)^(  root|runs_dir): .*$", r"\1: null", record.config)
-        write_text(place / "config.yaml", settings)
-        overrides = [
-            re.sub(r"^(data\.root|runs_dir)=.*", r"\1=FOLDER", text) for text in record.run["overrides"]
-        ]
+        write_text(place / "config.yaml", without_places(record.config))
+        overrides = [without_place(text) for text in record.run["overrides"]]
         write_json(place / "run.json", record.run | {"overrides": overrides})
+
+
+def without_places(config: str) -> str:
+    """The text of a `config.yaml` without the places of data, runs and what tracks them."""
+    values: Any = OmegaConf.to_container(OmegaConf.create(config))
+    without = {"data": without_roots(values.get("data")), "runs_dir": None, "tracker": {}}
+    return OmegaConf.to_yaml(OmegaConf.create({key: without.get(key, values[key]) for key in values}))
+
+
+def without_roots(value: Any) -> Any:
+    """The settings of a data set, which may be made of another, with every `root` null."""
+    match value:
+        case dict():
+            return {key: None if key == "root" else without_roots(inner) for key, inner in value.items()}
+        case list():
+            return [without_roots(inner) for inner in value]
+    return value
+
+
+def without_place(override: str) -> str:
+    """An override, with FOLDER for its value where that is or holds a place."""
+    key, _, value = override.partition("=")
+    holds = key.lstrip("+").startswith("data.") and re.search(r"\broot\s*:", value)
+    return f"{key}=FOLDER" if PLACE.fullmatch(key) or holds else override
 
 
 def thinned(losses: str) -> str:
@@ -103,11 +129,11 @@ def sweeps(records: Sequence[Record]) -> list[str]:
     """The commands that make these runs, one for each set of settings."""
     by_keys: dict[tuple[str, ...], dict[str, dict[str, None]]] = {}
     for record in records:
-        pairs = [text.split("=", 1) for text in record.run["overrides"]]
-        values = by_keys.setdefault(tuple(key for key, _ in pairs), {})
-        for key, value in pairs:
-            values.setdefault(key, {})[value] = None
-    texts = [[f"{key}={','.join(sorted(each))}" for key, each in sweep.items()] for sweep in by_keys.values()]
+        parts = [text.partition("=") for text in record.run["overrides"]]  # ~KEY has no value
+        values = by_keys.setdefault(tuple(key + sign for key, sign, _ in parts), {})
+        for key, sign, value in parts:
+            values.setdefault(key + sign, {})[value] = None
+    texts = [[f"{key}{','.join(sorted(each))}" for key, each in sweep.items()] for sweep in by_keys.values()]
     return [shlex.join(["anomaly-bench", "-m", *words]) for words in texts]
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from finished import finished
 
 from anomaly_bench import record
 
@@ -35,6 +36,19 @@ def disturbed(folder: Path, kills: int, *kinds: str) -> dict:
 def test_a_run_comes_to_the_same_numbers_whatever_disturbs_it(tmp_path):
     kinds = ("write", "full", "checkpoint", "json", "SIGKILL", "two")
     assert disturbed(tmp_path, 6, *kinds)["kills"] == dict.fromkeys(kinds, 1)
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_run(tmp_path, monkeypatch, caplog):
+    def fails(*_: object) -> None:
+        raise ValueError("too many\nbins")
+
+    monkeypatch.setattr("anomaly_bench.run.draw_run", fails)
+    with caplog.at_level("WARNING", "anomaly_bench"):
+        folder = finished(tmp_path, model="mahalanobis", data="digits", data__limit="100")
+    assert "auroc" in record.read_json(folder / "metrics.json")
+    assert not (folder / "error.json").exists()
+    (told,) = [one.getMessage() for one in caplog.records]
+    assert told == f"{folder}: not every picture could be drawn: ValueError: too many bins"
 
 
 @pytest.mark.slow

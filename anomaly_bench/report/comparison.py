@@ -1,7 +1,8 @@
 """Methods compared over the classes and seeds that all of them have: ranks, and pairs by Wilcoxon's test.
 
 J. Demšar, Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 7, 2006. A method is a row of a
-table: model, evaluation and settings. A block is one class (where runs have none, all anomalies) with one seed.
+table: model, evaluation and settings. A block is one class (where runs have none, all anomalies of one case) with
+one seed.
 """
 
 import math
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from anomaly_bench.report.formats import Table
-from anomaly_bench.report.results import ROW, Line
+from anomaly_bench.report.results import Line, row_name
 
 FEWEST = 5
 """Blocks without which nothing is compared."""
@@ -50,12 +51,11 @@ class Shared(NamedTuple):
 
 def shared_blocks(lines: Sequence[Line]) -> Shared:
     """What can be compared in `lines`, as `results` gives them."""
-    found: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
+    found: dict[str, dict[tuple[str, str, int], float]] = defaultdict(dict)
     for line in lines:
         if line["finished"] and line["auroc"] is not None and (line["swept"] or line["class"] == "overall"):
-            found[", ".join(filter(None, (line[key] for key in ROW)))][line["class"], line["seed"]] = line[
-                "auroc"
-            ]
+            method = row_name(line | {"settings": line["overrides"]})
+            found[method][line["case"], line["class"], line["seed"]] = line["auroc"]
     methods = sorted(found)
     blocks = sorted(set.intersection(*(set(own) for own in found.values()))) if found else []
     areas = [[found[name][block] for name in methods] for block in blocks]

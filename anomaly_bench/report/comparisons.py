@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from anomaly_bench.report.comparison import Ranking
-from anomaly_bench.report.results import ROW, Line
+from anomaly_bench.report.results import Line, row_name
 from anomaly_bench.report.style import COLOURS, drawn, line, marker, short
 
 GRID = np.linspace(0, 1, 101)
@@ -43,9 +43,14 @@ def class_heat_map(path: Path, cells: Sequence[Line], title: str) -> None:
     methods = list(dict.fromkeys(row_name(cell) for cell in cells))
     columns = sorted({(cell["order"], cell["class"]) for cell in cells})
     areas = {(row_name(cell), (cell["order"], cell["class"])): cell["mean"] for cell in cells}
-    if len(methods) > MOST_ROWS or len(columns) > MOST_COLUMNS:
-        methods, columns = methods[:MOST_ROWS], [*columns[: MOST_COLUMNS - 1], columns[-1]]
-        title += f" (the first {len(methods)} methods and {len(columns)} columns)"
+    kept = []
+    if len(methods) > MOST_ROWS:
+        methods = methods[:MOST_ROWS]
+        kept.append(f"{MOST_ROWS} methods")
+    if len(columns) > MOST_COLUMNS:
+        columns = [*columns[: MOST_COLUMNS - 1], columns[-1]]
+        kept.append(f"{MOST_COLUMNS} columns")
+    title += f" (the first {' and '.join(kept)})" if kept else ""
     grid = np.array([[areas.get((name, column), np.nan) for column in columns] for name in methods])
     numbers = len(columns) <= WITH_NUMBERS
     rows, classes = [short(name, 40) for name in methods], [short(name, 20) for _, name in columns]
@@ -215,8 +220,3 @@ def critical_difference(path: Path, ranking: Ranking, title: str) -> None:
                 linewidth=3.5,
                 solid_capstyle="butt",
             )
-
-
-def row_name(cell: Line) -> str:
-    """The method of a cell or line, with its evaluation and settings."""
-    return ", ".join(filter(None, (cell[key] for key in ROW)))

@@ -12,6 +12,7 @@ from anomaly_bench.report.style import ANOMALOUS, LINES, NORMAL, drawn, printabl
 
 NOT_LOSSES = ("stage", "name", "epoch", "rows", "seconds")
 SHOWN_OF_EACH = 3
+BINS = 50
 
 
 def score_histogram(
@@ -22,9 +23,12 @@ def score_histogram(
     Scores beyond the 99.5 % quantile stand in the last bin, so that one outlier does not hide the rest.
     `thresholds` are drawn under their names.
     """
+    scores = scores.astype(np.float64)  # float32 has no 50 bins between scores that are nearly alike
     with drawn(path, title, 1, 1, (7.0, 4.4)) as (axes,):
-        most = np.quantile(scores, 0.995)
-        edges = np.histogram_bin_edges(np.minimum(scores, most), bins=50)
+        low, most = scores.min(), np.quantile(scores, 0.995)
+        least = BINS * 2 * np.spacing(max(abs(low), abs(most)))
+        margin = max(0.5, least) if most - low < least else 0
+        edges = np.linspace(low - margin, most + margin, BINS + 1)
         for name, rows, color, line in (
             ("normal", ~anomalous, NORMAL, "-"),
             ("anomalous", anomalous, ANOMALOUS, "--"),

@@ -8,6 +8,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from anomaly_bench.report.results import Line
+from anomaly_bench.report.style import printable, short
 
 WIDTH = 120
 LATEX_HEAD = "% \\usepackage{booktabs} in the preamble; XeLaTeX or LuaLaTeX for names beyond Latin letters\n"
@@ -50,9 +51,9 @@ class Table:
 def text(table: Table) -> str:
     """For a terminal: 120 characters wide where the names allow it, many classes in several blocks."""
     blocks = _blocks(table, range(table.labels, len(table.headers))) if table.rows else []
-    title = _printable(table.title)
+    title = printable(table.title)
     notes = [
-        fill(_printable(note), WIDTH, initial_indent="- ", subsequent_indent="  ") for note in table.notes
+        fill(printable(note), WIDTH, initial_indent="- ", subsequent_indent="  ") for note in table.notes
     ]
     return "\n\n".join([f"{title}\n{'=' * len(title)}", *blocks, "\n".join(notes)])
 
@@ -70,11 +71,11 @@ def _blocks(table: Table, numbers: range) -> list[str]:
 def _block(table: Table, numbers: range, longest: int, stacked: bool) -> list[str]:
     """Lines of a block: folded labels in one column, class names cut, spreads `stacked` below their numbers."""
     labels = range(table.folded, table.labels)
-    rows = [[table.headers[c] for c in (0, *labels)] + [_cut(table.headers[c], longest) for c in numbers]]
+    rows = [[table.headers[c] for c in (0, *labels)] + [short(table.headers[c], longest) for c in numbers]]
     for row in table.rows:
-        cut = [_cut(label, NAME_WIDTHS[0]) for label in row[: table.labels]]
+        cut = [short(label, NAME_WIDTHS[0]) for label in row[: table.labels]]
         folded = "\n".join(filter(None, cut[: table.folded]))
-        cells = (_stacked(row[c]) if stacked else _printable(row[c]) for c in numbers)
+        cells = (_stacked(row[c]) if stacked else printable(row[c]) for c in numbers)
         rows.append([folded, *cut[table.folded :], *cells])
     align = ["left"] * (1 + len(labels)) + ["right"] * len(numbers)
     # without headers of its own, for tabulate pads those
@@ -83,16 +84,8 @@ def _block(table: Table, numbers: range, longest: int, stacked: bool) -> list[st
 
 def _stacked(cell: str) -> str:
     """`0.912 ± 0.010` as two lines, the second without its zeros before the point."""
-    number, *spread = re.split(r" (?=[±\[])", _printable(cell))
+    number, *spread = re.split(r" (?=[±\[])", printable(cell))
     return "\n".join([number, *(part.replace("± ", "±").replace("0.", ".") for part in spread)])
-
-
-def _cut(name: str, longest: int) -> str:
-    """A name without its middle where it is too long: both ends may tell it from others."""
-    name = _printable(name)
-    if len(name) <= longest:
-        return name
-    return f"{name[: longest // 2]}…{name[len(name) - (longest - 1) // 2 :]}"
 
 
 def markdown(table: Table) -> str:
@@ -127,9 +120,4 @@ def _frame(table: Table, signs: dict[int, str]) -> pd.DataFrame:
 
 
 def _escaped(name: str, signs: dict[int, str]) -> str:
-    return _printable(name).translate(signs)
-
-
-def _printable(name: str) -> str:
-    """Line ends and terminal codes as spaces."""
-    return "".join(sign if sign.isprintable() else " " for sign in name)
+    return printable(name).translate(signs)

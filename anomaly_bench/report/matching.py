@@ -54,7 +54,8 @@ def fits(record: Record, rows: Sequence[Printed], experiment: str | None) -> boo
     names = [experiment] if experiment else experiments(record)
     if names and rows[0].table not in names:
         return False
-    if not names and any(_key(text).startswith(("model.", "data.", "protocol.")) for text in changed(run)):
+    problem = ("model.", "data.", "protocol.", "normal_class")
+    if not names and any(_key(text).startswith(problem) for text in changed(run)):
         return False
     own = run["model"], run["data"], run["protocol"]
     return record.status == "finished" and any(own == (row.model, row.data, row.protocol) for row in rows)
@@ -66,8 +67,13 @@ def experiments(record: Record) -> list[str]:
 
 
 def changed(run: dict[str, Any]) -> list[str]:
-    """The overrides that change what is computed, but for those that any table shows."""
+    """The overrides that change what is computed, but for those that any table shows.
+
+    No table has a column for the normal class of a run without a class of its own.
+    """
     hidden = {*SHOWN_ELSEWHERE, *SAME_ANYWHERE, "point"}
+    if run.get("class") is None:
+        hidden -= {"normal_class"}
     texts = [str(text).lstrip("+~") for text in run.get("overrides") or []]
     return sorted(text for text in texts if _key(text) not in hidden and not text.startswith("hydra"))
 

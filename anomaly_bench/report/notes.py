@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from anomaly_bench.record import Record
-from anomaly_bench.report.results import ROW, Line, tidy
+from anomaly_bench.report.results import ROW, Line, row_name, tidy
 
 MOST_LISTED = 10
 LOSSY = {".jpg", ".jpeg", ".webp"}
@@ -110,7 +110,7 @@ def _rows_of_numbers(run: dict[str, Any]) -> list[str]:
             f"{run['data']}: {run['n_missing']} missing numbers became medians of their columns' training rows."
         )
     repeated = "test rows come in the training rows too, because the data set has repeated rows"
-    if run["n_test_seen_in_training"]:
+    if run.get("n_test_seen_in_training") and run.get("n_test"):
         share = run["n_test_seen_in_training"] / run["n_test"]
         lines.append(
             f"{run['data']}: about {share:.0%} of the {repeated} ({run['n_distinct']} are distinct)."
@@ -164,8 +164,9 @@ def _missing(lines: Sequence[Line]) -> list[str]:
         due = [(name, seed) for name in classes for seed in sorted({line["seed"] for line in own})]
         absent = [f"{name} (seed {seed})" for name, seed in due if (name, seed) not in done]
         if absent:
-            name = ", ".join(filter(None, row))
-            sentences.append(f"Missing from {name}: {len(absent)} of {len(due)} runs: {_some(absent)}.")
+            sentences.append(
+                f"Missing from {row_name(own[0])}: {len(absent)} of {len(due)} runs: {_some(absent)}."
+            )
     return sentences
 
 

@@ -13,10 +13,10 @@ import pandas as pd
 from anomaly_bench.record import Record, own_file, safe_name
 from anomaly_bench.report import comparisons, figures
 from anomaly_bench.report.comparison import ranking, shared_blocks
-from anomaly_bench.report.comparisons import GRID, MOST_LINES, MOST_PANELS, Point, row_name
+from anomaly_bench.report.comparisons import GRID, MOST_LINES, MOST_PANELS, Point
 from anomaly_bench.report.formats import Table
 from anomaly_bench.report.notes import synthetic
-from anomaly_bench.report.results import Line, latest, results, tidy
+from anomaly_bench.report.results import Line, latest, results, row_name, tidy
 
 EMBEDDED = 600
 """Test rows whose features are shown."""

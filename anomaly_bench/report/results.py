@@ -73,16 +73,23 @@ def results(records: Sequence[Record]) -> list[Line]:
 
     A run of one swept class fills that class's column. A run without one fills a column for each anomalous
     class and one named `overall`. A run that is not finished has its line too, without numbers. `swept` says
-    whether the run has a class of its own, `order` is the place of the table's column.
+    whether the run has a class of its own, `order` is the place of the table's column. Where runs without one are
+    of several cases, which are different problems, `settings` is `case` and `overrides` in one.
     """
-    settings = _settings(records)
-    return [line for record in records for line in _lines(record, settings)]
+    settings, cases = _settings(records), _cases(records)
+    return [line for record in records for line in _lines(record, settings, cases)]
 
 
-def _lines(record: Record, settings: dict[tuple[Any, ...], str]) -> list[Line]:
+def _lines(
+    record: Record, settings: dict[tuple[Any, ...], str], cases: dict[tuple[str, ...], set[str]]
+) -> list[Line]:
     run, kind = record.run, _kind(record)
+    case = _case(run) if len(cases[kind[:2]]) > 1 else ""
+    overrides = settings[(*kind, run.get("settings_hash"))]
     facts = dict(zip(("data", "protocol", "model", "evaluation"), kind, strict=True)) | {
-        "settings": settings[(*kind, run.get("settings_hash"))],
+        "case": case,
+        "overrides": overrides,
+        "settings": ", ".join(filter(None, (case, overrides))),
         "finished": record.status == "finished",
         "swept": run.get("class") is not None,
         "seed": run.get("seed"),
@@ -117,6 +124,19 @@ def _settings(records: Sequence[Record]) -> dict[tuple[Any, ...], str]:
     return names
 
 
+def _cases(records: Sequence[Record]) -> dict[tuple[str, ...], set[str]]:
+    """The cases of each (data, protocol), where runs have no class of their own."""
+    cases: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for record in records:
+        cases[_kind(record)[:2]] |= {_case(record.run)} - {""}
+    return cases
+
+
+def _case(run: dict[str, Any]) -> str:
+    """What a run without a class of its own is of, such as `normal-cat`."""
+    return str(run.get("case") or "") if run.get("class") is None else ""
+
+
 def _told_apart(run: dict[str, Any]) -> set[str]:
     """The overrides that no other column of the table shows."""
     overrides = [str(override).lstrip("+~") for override in run.get("overrides") or []]
@@ -141,6 +161,11 @@ def tidy(lines: Sequence[Line]) -> list[Line]:
             n = len({line["seed"] for line in row})
             cells.append(_cell(row, n, _over_classes(columns)) | {"class": "mean", "order": math.inf})
     return cells
+
+
+def row_name(line: Line) -> str:
+    """The method of a line or cell, with its evaluation and settings."""
+    return ", ".join(filter(None, (line[key] for key in ROW)))
 
 
 def _grouped(lines: Iterable[Line], *keys: str) -> list[list[Line]]:

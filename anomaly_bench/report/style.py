@@ -82,7 +82,7 @@ def printable(text: str) -> str:
 
 
 def short(name: str, longest: int = 28) -> str:
-    """A name for a picture: printable, and without its middle where it is too long."""
+    """A printable name, without its middle where it is too long: both ends may tell it from others."""
     name = printable(name)
     if len(name) <= longest:
         return name

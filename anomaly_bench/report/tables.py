@@ -119,7 +119,8 @@ def _table(data: str, protocol: str, records: Sequence[Record]) -> Table:
     rows = []
     for key, group in groupby(cells, lambda cell: tuple(cell[name] for name in ROW)):
         row = list(group)
-        part = row[-1]["class"] == "mean" and len(row) - 1 < n_classes
+        averaged = (row[-1]["class"], row[-1]["order"]) == ("mean", math.inf)  # no class that is called so
+        part = averaged and len(row) - 1 < n_classes
         told = [*key[1 : len(shown)], span(cell["n"] for cell in row[:-1] or row), row[-1]["epochs"]]
         rows.append([key[0], *told, *_numbers(row, ("mean", "std"), columns, part)])
         for name, *numbers in BELOW:

@@ -5,7 +5,7 @@ import re
 
 import pandas as pd
 import pytest
-from test_tables import kept, made_up
+from test_tables import WITHOUT_CLASS, kept, made_up
 
 from anomaly_bench.data.public import CLASS_NAMES
 from anomaly_bench.record import Record, write_text
@@ -126,6 +126,26 @@ def test_what_the_test_labels_chose_is_compared_where_they_did_and_marked():
     )
     (honest,) = paper_tables(named(records[0]))
     assert not any(note.startswith("*") for note in honest.notes)
+
+
+def test_another_normal_class_is_another_problem_where_runs_have_no_class_of_their_own():
+    usual, other = (
+        made_up(
+            metrics={"f1": f1},
+            **WITHOUT_CLASS | {"model": "dagmm", "data": "thyroid", "case": case, "overrides": overrides},
+        )
+        for f1, case, overrides in (
+            (0.9, "normal-normal", []),
+            (0.1, "normal-hyper", ["normal_class=hyper"]),
+        )
+    )
+    tables = paper_tables(named(usual, other, name="dagmm"))
+    assert [table.title.partition("'s")[2] for table in tables] == ["", ", normal_class=hyper"]
+    found = [cells_of(table).query("n > 0")[["n", "mean"]].to_numpy().tolist() for table in tables]
+    assert found == [[[1, 0.9]], [[1, 0.1]]]
+    assert "settings normal_class=hyper" in tables[1].notes[0]
+    assert paper_tables([usual])
+    assert not paper_tables([other])
 
 
 def test_other_settings_make_tables_of_their_own_and_are_told():

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from scipy.stats import friedmanchisquare, wilcoxon
-from test_tables import CLASSES, made_up
+from test_tables import CLASSES, WITHOUT_CLASS, made_up
 
 from anomaly_bench.report.comparison import Shared, _groups, comparison_table, pairs, ranking, shared_blocks
 from anomaly_bench.report.results import results
@@ -34,6 +34,17 @@ def test_blocks_are_what_all_methods_have():
     shared = shared_blocks(lines)
     assert shared.methods == ["a, clean", "b, clean", "c, clean"]
     np.testing.assert_array_equal(shared.areas, AREAS[2:])
+
+
+def test_blocks_of_runs_without_a_class_are_their_cases():
+    made = [
+        made_up(seed=seed, auroc=float(area), model=model, case=f"normal-{cls}", **WITHOUT_CLASS)
+        for (cls, seed), row in zip([(cls, seed) for cls in CLASSES for seed in (0, 1)], AREAS, strict=True)
+        for model, area in zip(("a", "b", "c"), row, strict=True)
+    ]
+    shared = shared_blocks(results(made))
+    assert shared.methods == ["a, clean", "b, clean", "c, clean"]
+    np.testing.assert_array_equal(shared.areas, AREAS)
 
 
 def test_ranks_and_friedman_by_hand():

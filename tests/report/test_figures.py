@@ -50,6 +50,22 @@ def test_score_histogram_of_equal_scores(tmp_path):
     assert_picture(tmp_path / "scores")
 
 
+@pytest.mark.parametrize(
+    "scores",
+    [
+        np.where(TRUTH, 1.0, 0.99999994).astype(np.float32),
+        (1000 + np.arange(40) % 7 * 6e-5).astype(np.float32),
+        (1 + 1e-6 * RNG.random(40)).astype(np.float32),
+        1 + 2.0**-52 * TRUTH,
+        np.full(40, 1e17),
+        np.full(40, 3e38, np.float32),
+    ],
+)
+def test_score_histogram_of_nearly_equal_scores(tmp_path, scores):
+    figures.score_histogram(tmp_path / "scores", scores, TRUTH, {"a": float(scores.max())}, "nearly flat")
+    assert_picture(tmp_path / "scores")
+
+
 def test_roc_and_pr(tmp_path):
     figures.roc_and_pr(tmp_path / "roc", SCORES, TRUTH, SYNTHETIC)
     assert_picture(tmp_path / "roc")
@@ -139,20 +155,27 @@ def test_class_heat_map(tmp_path):
     assert {"0.900", "0.600", "0.400", "–"} <= set(words(tmp_path / "map"))
 
 
-def test_a_heat_map_of_very_many_is_cut_and_says_so(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("methods", "classes", "cut", "shown"),
+    [
+        (4, 9, " (the first 3 methods and 4 columns)", ["c0", "c1", "c2", "c8", "m0", "m1", "m2"]),
+        (4, 3, " (the first 3 methods)", ["c0", "c1", "c2", "m0", "m1", "m2"]),
+        (1, 5, " (the first 4 columns)", ["c0", "c1", "c2", "c4", "m0"]),
+        (3, 4, "", ["c0", "c1", "c2", "c3", "m0", "m1", "m2"]),
+    ],
+)
+def test_a_heat_map_of_very_many_is_cut_and_says_so(tmp_path, monkeypatch, methods, classes, cut, shown):
     monkeypatch.setattr(comparisons, "MOST_ROWS", 3)
     monkeypatch.setattr(comparisons, "MOST_COLUMNS", 4)
     cells = [
-        CELL | {"model": f"m{row}", "class": f"c{column}", "order": 0.0, "mean": 0.9}
-        for row in range(4)
-        for column in range(9)
+        CELL | {"model": f"m{row}", "evaluation": "", "class": f"c{column}", "mean": 0.9}
+        for row in range(methods)
+        for column in range(classes)
     ]
     comparisons.class_heat_map(tmp_path / "map", cells, "many")
     told = words(tmp_path / "map")
-    assert "many (the first 3 methods and 4 columns)" in told
-    assert [name for name in told if name[0] in "cm" and name[1].isdigit()] == [
-        *("c0", "c1", "c2", "c8", "m0, clean", "m1, clean", "m2, clean")
-    ]
+    assert f"many{cut}" in told
+    assert [name for name in told if name[0] in "cm" and name[1].isdigit()] == shown
 
 
 def test_bands(tmp_path):

@@ -13,6 +13,8 @@ from anomaly_bench.report.tables import make_tables, text_of, write_report
 
 CLASSES = ["cat", "dog", "owl"]
 CLEAN = {"name": "clean", "epoch": "last"}
+WITHOUT_CLASS = {"protocol": "tabular_half", "class": None, "class_index": None}
+"""Of a run whose problem only its case names."""
 
 
 def made_up(cls="cat", seed=0, auroc=0.5, status="finished", metrics=None, failure=None, **facts) -> Record:
@@ -102,6 +104,10 @@ def test_a_mean_over_some_classes_is_marked():
     assert "†" not in str(whole.rows)
 
 
+def test_a_class_called_mean_is_no_mean():
+    assert rows_of(table_of(made_up("mean")))[0]["mean"] == "0.500"
+
+
 def test_control_and_best_epoch_have_rows_of_their_own():
     records = [made_up("cat", seed, 0.7, metrics={"auroc_best_epoch": 0.9 + seed / 50}) for seed in (0, 1)]
     table = table_of(*records)
@@ -184,6 +190,25 @@ def test_settings_are_told_by_the_overrides_that_differ():
     assert [row["settings"] for row in rows_of(table_of(*records))[::2]] == ["default", "model.nz=20"]
 
 
+def test_cases_without_a_class_of_their_own_are_no_seeds():
+    cats, dogs = (
+        made_up(auroc=area, case=f"normal-{cls}", overrides=[f"normal_class={cls}"], **WITHOUT_CLASS)
+        for cls, area in (("cat", 0.9), ("dog", 0.1))
+    )
+    shown = [
+        (row["settings"], row["n"], row["overall"]) for row in rows_of(make_tables([cats, dogs])[0])[::2]
+    ]
+    assert shown == [("normal-cat", "1", "0.900"), ("normal-dog", "1", "0.100")]
+    assert "settings" not in table_of(cats).headers
+
+
+def test_a_case_is_told_of_each_method_where_they_differ():
+    one, other = (
+        made_up(model=model, case=case, **WITHOUT_CLASS) for model, case in (("ae", "normal-cat"), ("b", "c"))
+    )
+    assert [row["settings"] for row in rows_of(table_of(one, other))[::2]] == ["normal-cat", "c"]
+
+
 def test_settings_that_overrides_do_not_tell_apart_show_their_hash():
     records = [made_up(settings_hash="1"), made_up(settings_hash="2")]
     assert [row["settings"] for row in rows_of(table_of(*records))[::2]] == ["default (1)", "default (2)"]
@@ -257,6 +282,16 @@ def test_provenance_is_below_the_table_and_synthetic_data_are_loud():
 def test_runs_on_different_data_are_told():
     table = table_of(made_up("cat"), made_up("dog", data_fingerprint="beef"))
     assert "did not all see the same data" in notes_of(table)
+
+
+@pytest.mark.parametrize(
+    "facts", [{}, {"n_test_seen_in_training": 3, "n_test": 0}, {"n_test_seen_in_training": 3}]
+)
+def test_a_damaged_record_of_a_table_of_numbers_stops_no_report(facts):
+    whole = {"n_distinct": 90, "n_test_seen_in_training": 3, "n_test": 12}
+    told = notes_of(table_of(made_up(seed=0, **whole), made_up(seed=1, n_distinct=90, **facts)))
+    assert told.count("rows come in the training rows too") == 1
+    assert "pets: about 25% of the test rows" in told
 
 
 def test_one_line_a_cell():

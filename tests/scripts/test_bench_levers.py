@@ -44,6 +44,7 @@ def test_runs_of_other_settings_do_not_count(monkeypatch: pytest.MonkeyPatch) ->
     assert not is_of(sweep, ["seed=1", "trainer.max_epochs=2"])
     assert not is_of(sweep, ["seed=1"])
     assert not is_of(sweep, ["seed=1", "trainer.max_epochs=6", "data.limit=60"])
+    assert not is_of(sweep, ["seed=1", "trainer.max_epochs=6", "~point"])
 
 
 @pytest.mark.slow

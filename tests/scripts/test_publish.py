@@ -1,0 +1,69 @@
+"""What is published of runs, and what is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+PLACE = f"/home/me/{'long folder/' * 12}images"
+DATA = {"name": "bags", "root": PLACE, "limit": None, "of": {"name": "inner", "root": PLACE}}
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+
+def run_in(runs: Path, *overrides: str) -> Path:
+    """The folder of a finished run that says everywhere where its data lay."""
+    folder = runs / "run"
+    folder.mkdir(parents=True)
+    settings = {"data": DATA, "model": {"lr": 1e-5, "score": "1e-5"}, "runs_dir": PLACE}
+    settings["tracker"] = {"folder": f"{PLACE}/.wandb"}
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
+    (folder / "run.json").write_text(json.dumps({"model": "ae", "overrides": overrides}))
+    (folder / "metrics.json").write_text(json.dumps({"auroc": 0.5}))
+    (folder / "losses.csv").write_text("stage\n0\n")
+    return folder
+
+
+def test_the_places_of_data_and_runs_are_not_published(tmp_path: Path) -> None:
+    from publish import copy_records
+
+    keys = ["data.root", "+data.root", "++data.root", "data.of.root", "runs_dir", "tracker.folder"]
+    within = f"++data.of={{name:inner,root:{PLACE}}}"
+    run_in(tmp_path / "runs", "data=bags", *(f"{key}={PLACE}" for key in keys), within, "~point")
+    copy_records(tmp_path / "runs", tmp_path / "results", {})
+    (place,) = (tmp_path / "results" / "records").iterdir()
+    assert not any("/home" in path.read_text() or "folder/" in path.read_text() for path in place.iterdir())
+    told = json.loads((place / "run.json").read_text())["overrides"]
+    assert told == ["data=bags", *(f"{key}=FOLDER" for key in keys), "++data.of=FOLDER", "~point"]
+    settings = yaml.safe_load((place / "config.yaml").read_text())
+    assert settings["data"] == DATA | {"root": None, "of": {"name": "inner", "root": None}}
+    assert settings["model"] == {"lr": 1e-5, "score": "1e-5"}
+    assert (settings["runs_dir"], settings["tracker"]) == (None, {})
+
+
+def test_settings_that_are_published_stay_as_they_are() -> None:
+    from publish import without_places
+
+    configs = [
+        next(folder.glob("records/*/config.yaml")).read_text()
+        for folder in (SCRIPTS.parent / "results").iterdir()
+        if (folder / "records").exists()
+    ]
+    assert configs
+    assert all(without_places(config) == config for config in configs)
+
+
+def test_a_command_has_what_was_taken_out_too(tmp_path: Path) -> None:
+    from publish import sweeps
+
+    from anomaly_bench.record import read_records
+
+    for seed in (0, 1):
+        run_in(tmp_path / f"{seed}", "model=ae", f"seed={seed}", "~point", "data.label=")
+    assert sweeps(read_records(tmp_path)) == ["anomaly-bench -m model=ae seed=0,1 '~point' data.label="]
