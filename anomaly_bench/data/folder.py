@@ -10,11 +10,13 @@ Files are decoded once, in parallel, into one array in a cache folder, and read 
 is added, removed or changed.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import repeat
@@ -43,6 +45,7 @@ LAYOUTS = (
 )
 
 CACHE_VERSION = 1  # raised whenever decoding gives other pixels, so that older cache files are not used
+DAY = 86_400  # seconds; a decoding that has written nothing for as long is dead
 CHUNK = 256  # files decoded as one piece of work
 ENOUGH_FOR_PROCESSES = 20_000  # files; threads take seconds for fewer, about what processes take to start
 
@@ -215,10 +218,17 @@ def pixels(
     if not npy.exists():
         decode_into(npy, [f"{folder}/{file}" for file in files], shape, fit)
     x = torch.from_numpy(np.load(npy, mmap_mode="c" if npy.stat().st_size > available_memory() / 2 else None))
-    for older in cache.glob(f"{settings}-*.npy"):
-        if older != npy:
-            older.unlink(missing_ok=True)
+    clear(cache, settings, npy)
     return x
+
+
+def clear(cache: Path, settings: str, npy: Path) -> None:
+    """Remove what the cache has of these settings beside `npy`: older contents, and decodings that were killed."""
+    for path in cache.glob(f"{settings}-*"):
+        with contextlib.suppress(FileNotFoundError):  # another process clears too, or has completed its own
+            dead = path.suffix == ".tmp" and time.time() - path.stat().st_mtime > DAY
+            if dead or (path.suffix == ".npy" and path != npy):
+                path.unlink()
 
 
 def masks_of(

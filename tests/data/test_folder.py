@@ -150,6 +150,21 @@ def test_a_changed_folder_is_decoded_again(ganomaly, tmp_path, draw, change):
     assert (77 in data.x[:, 0, 0, 0]) == (change in ("rewritten", "added"))
 
 
+def test_a_decoding_that_was_killed_is_cleared_and_one_under_way_is_not(ganomaly, tmp_path):
+    folder.load(root=ganomaly, image_size=16)
+    folder.load(root=ganomaly, image_size=8)
+    other, kept = sorted((tmp_path / "cache").iterdir(), key=lambda file: file.stat().st_size)[::-1]
+    dead, alive, foreign = (
+        one.with_suffix(f".{name}.tmp") for one, name in ((kept, "dead"), (kept, "alive"), (other, "dead"))
+    )
+    for file in (kept, dead, alive, foreign):
+        file.touch()
+        if file != alive:
+            os.utime(file, (0, time.time() - folder.DAY - 1))
+    folder.load(root=ganomaly, image_size=8)
+    assert cache_files(tmp_path).keys() == {file.name for file in (other, kept, alive, foreign)}
+
+
 def two_files(root, draw, times):
     """Two files of one size, 0.pgm and 1.pgm, and one to test."""
     draw(root / "test/a/0.pgm", 3)
