@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +33,7 @@ from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.decode import Failure, decode_all, decode_chunk, is_grey, size_of
 from anomaly_bench.data.settings import as_text, check_image_size, data_root, kept_rows, user_cache, within
 from anomaly_bench.errors import SettingError
+from anomaly_bench.machine import cores, free_gib
 
 LOG = logging.getLogger("anomaly_bench")
 
@@ -217,7 +217,7 @@ def pixels(
     npy = cache / f"{settings}-{content}.npy"
     if not npy.exists():
         decode_into(npy, [f"{folder}/{file}" for file in files], shape, fit)
-    x = torch.from_numpy(np.load(npy, mmap_mode="c" if npy.stat().st_size > available_memory() / 2 else None))
+    x = torch.from_numpy(np.load(npy, mmap_mode="c" if npy.stat().st_size / 2**30 > free_gib() / 2 else None))
     clear(cache, settings, npy)
     return x
 
@@ -256,13 +256,6 @@ def masks_of(
 def short_hash(*parts: bytes) -> str:
     """16 hexadecimal digits that stand for the parts, one after the other."""
     return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
-
-
-def available_memory() -> int:
-    """Bytes that can be had without swapping; 4 GiB where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable: +(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
-    return int(found[1]) * 1024 if found else 4 << 30
 
 
 def decode_into(npy: Path, paths: Sequence[str], shape: tuple[int, int, int], fit: str | None) -> None:
@@ -306,10 +299,10 @@ def decode_in_parallel(npy: Path, paths: Sequence[str], fit: str | None) -> list
 
 def workers(n_files: int) -> Executor:
     """Processes for many files, threads for few; also threads in a process that may not start others."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if cores == 1 or n_files < ENOUGH_FOR_PROCESSES or current_process().daemon:
-        return ThreadPoolExecutor(cores)
-    return ProcessPoolExecutor(cores, get_context("spawn"))
+    number = cores()
+    if number == 1 or n_files < ENOUGH_FOR_PROCESSES or current_process().daemon:
+        return ThreadPoolExecutor(number)
+    return ProcessPoolExecutor(number, get_context("spawn"))
 
 
 def unreadable(failures: Sequence[tuple[str, str]], n_files: int) -> SettingError:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from anomaly_bench import machine
 from anomaly_bench.data import folder
 from anomaly_bench.errors import SettingError
 
@@ -218,11 +219,29 @@ def test_fingerprint_is_of_the_content(ganomaly, tmp_path):
 
 def test_in_memory_and_mapped_are_equal_and_writable(ganomaly, monkeypatch):
     in_memory = folder.load(root=ganomaly)
-    monkeypatch.setattr(folder, "available_memory", lambda: 0)
+    monkeypatch.setattr(folder, "free_gib", lambda: 0.0)
     mapped = folder.load(root=ganomaly)
     assert torch.equal(in_memory.x, mapped.x)
     mapped.x.fill_(0)  # a copy on write: the cache keeps what it has
     assert torch.equal(folder.load(root=ganomaly).x, in_memory.x)
+
+
+def test_the_control_group_bounds_cores_and_memory(ganomaly, monkeypatch):
+    folder.load(root=ganomaly)
+    limits = {"cpu.max": "300000 100000", "memory.max": str(2**30), "memory.current": str(2**30 - 2**10)}
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(machine, "_first_line", lambda path: limits[path.rpartition("/")[2]])
+    with folder.workers(1) as threads:
+        assert threads._max_workers == 3
+    modes = []
+
+    def load(path, mmap_mode):
+        modes.append(mmap_mode)
+        return np.lib.format.open_memmap(path, mode="c")
+
+    monkeypatch.setattr(np, "load", load)
+    folder.load(root=ganomaly)
+    assert modes == ["c"]
 
 
 def test_processes_threads_and_scoring_decode_alike(ganomaly, monkeypatch, tmp_path):
