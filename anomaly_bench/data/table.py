@@ -1,8 +1,10 @@
 """Tables: CSV and Parquet files of columns, `.npz` and `.mat` files of arrays.
 
 A column of numbers (or of true and false) stays one column. Any other column is a category and becomes one 0/1
-column for each of its values, in alphabetical order, as they are written in the file; a missing or a new value is 0
-in all of them. A missing number stays NaN here, and becomes a median of training rows when the rows are scaled.
+column for each value that a row of the file has, training row or not, in alphabetical order, as it is written there;
+a missing value, or one that only another file has, is 0 in all of them. So a value that no training row has is a
+column that is 0 in all of these. A missing number stays NaN here, and becomes a median of training rows when the
+rows are scaled.
 """
 
 import logging
