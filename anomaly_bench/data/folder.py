@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import repeat
 from multiprocessing import current_process, get_context
@@ -341,15 +341,14 @@ def decode_files(paths: Sequence[str | Path], shape: tuple[int, int, int], fit: 
     return torch.from_numpy(out)
 
 
-def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def list_images(paths: Sequence[Path]) -> list[Path]:
     """The images that files and folders come to, sorted, each once; folders are searched with all below them.
 
     Raises:
         SettingError: a path that does not exist, or no image at all.
     """
-    given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     found: set[Path] = set()
-    for path in given:
+    for path in paths:
         if not path.exists():
             raise SettingError(f"{path}: no such file or folder")
         if path.is_file():
@@ -358,5 +357,5 @@ def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         for where, _, names in os.walk(path):
             found.update(within([Path(where, name) for name in filter(is_image, names)], path))
     if not found:
-        raise SettingError(f"{', '.join(map(str, given))}: no images there ({' '.join(SUFFIXES)})")
+        raise SettingError(f"{', '.join(map(str, paths))}: no images there ({' '.join(SUFFIXES)})")
     return sorted(found)

@@ -386,15 +386,15 @@ def test_a_class_folder_may_be_a_link_and_links_below_are_not_followed(tmp_path,
 
 def test_list_images(ganomaly, tmp_path, draw):
     draw(ganomaly / "test/.hidden.png", 0)
-    found = folder.list_images(ganomaly)
+    found = folder.list_images([ganomaly])
     assert len(found) == 9
     assert found == sorted(found)
     one = ganomaly / "test/0.normal/a.gif"
-    assert folder.list_images([one, ganomaly / "test"]) == folder.list_images(ganomaly / "test")
-    assert folder.list_images(str(one)) == [one]
+    assert folder.list_images([one, ganomaly / "test"]) == folder.list_images([ganomaly / "test"])
+    assert folder.list_images([one]) == [one]
     (tmp_path / "empty").mkdir()
     with pytest.raises(SettingError, match="no images"):
-        folder.list_images(tmp_path / "empty")
+        folder.list_images([tmp_path / "empty"])
     with pytest.raises(SettingError, match="no such file"):
         folder.list_images([one, tmp_path / "nothing.png"])
 
