@@ -245,7 +245,7 @@ def load_split(
     if protocol is not None:
         check_choice("protocol", protocol, known)
     composed = composed_data(name, () if protocol is None else (f"protocol={protocol}",), settings)
-    composed.abnormal_class, composed.normal_class = abnormal_class, normal_class
+    composed.abnormal_class, composed.normal_class = pythons(abnormal_class), pythons(normal_class)
     dataset = load_dataset(data_yaml(composed))
     split = instantiate(composed.protocol).split(dataset, seed)
     return copied(dataset, split.train), copied(dataset, split.test), split.anomalous
@@ -298,6 +298,11 @@ def update(config: DictConfig, settings: Mapping[str, Any], owner: str) -> None:
         if name not in known:
             raise SettingError(f"{name}: {owner} has no such setting; allowed are {', '.join(known)}")
         try:
-            OmegaConf.update(config, name, getattr(value, "tolist", lambda value=value: value)())
+            OmegaConf.update(config, name, pythons(value))
         except OmegaConfBaseException as error:
             raise SettingError(f"{name}={value}: {str(error).splitlines()[0]}") from error
+
+
+def pythons(value: Any) -> Any:
+    """A value or an array of numpy as Python's own, the only ones that a config takes."""
+    return value.tolist() if hasattr(value, "tolist") else value

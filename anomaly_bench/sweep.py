@@ -17,10 +17,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from anomaly_bench.machine import cores, free_gib
 
 SHARED = "ANOMALY_BENCH_SHARED"
 """Names the folder of the data sets that the workers of a sweep share."""
@@ -57,31 +58,6 @@ def shares(jobs: int, wanted: int | None = None) -> tuple[int, int]:
     workers = wanted or min(cores() // (threads or 1), int(free_gib() / GIB_PER_WORKER))
     workers = max(1, min(workers, jobs))
     return workers, threads or max(1, cores() // workers)
-
-
-def cores() -> int:
-    """The cores that this process may use: those of its affinity, and no more than its control group's quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _first_line("/sys/fs/cgroup/cpu.max").partition(" ")
-    return max(1, min(allowed, round(int(quota) / int(period)))) if quota.isdecimal() else allowed
-
-
-def free_gib() -> float:
-    """Memory that can be had without swapping, in GiB, as far as Linux tells; elsewhere infinite."""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-        limit, used = (_first_line(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-        left = int(limit) - int(used) if limit.isdecimal() and used.isdecimal() else float("inf")
-        return min(free["MemAvailable"] * 2**10, left) / 2**30
-    return float("inf")
-
-
-def _first_line(path: str) -> str:
-    try:
-        return Path(path).read_text().partition("\n")[0]
-    except OSError:
-        return ""
 
 
 # ------------------------------------------------------------------------------ workers

@@ -186,6 +186,14 @@ def test_data_sets_are_arrays_of_the_callers_own():
         load_split("digits", protocol="onevsrest")
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.str_])
+def test_a_class_may_be_a_number_or_a_name_of_numpy(kind):
+    expected = load_split("digits", limit=50, abnormal_class=3)
+    found = load_split("digits", limit=50, abnormal_class=kind(3), normal_class=kind(1))
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_importing_the_package_stays_light():
     code = (
         "import anomaly_bench, sys; assert 'load_data' in dir(anomaly_bench); print('torch' in sys.modules)"

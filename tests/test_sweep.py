@@ -100,22 +100,6 @@ def test_no_more_workers_than_have_memory(machine):
     assert shares(30) == (1, 16)
 
 
-def test_a_quota_of_the_control_group_bounds_the_cores(monkeypatch):
-    monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    for line, expected in (("400000 100000", 4), ("50000 100000", 1), ("max 100000", 64), ("", 64)):
-        monkeypatch.setattr(sweep, "_first_line", lambda _, line=line: line)
-        assert sweep.cores() == expected
-
-
-def test_free_memory_is_bounded_by_the_control_group(monkeypatch):
-    free = sweep.free_gib()
-    assert free > 0
-    lines = {"/sys/fs/cgroup/memory.max": str(2**26), "/sys/fs/cgroup/memory.current": str(2**25)}
-    monkeypatch.setattr(sweep, "_first_line", lines.__getitem__)
-    if sys.platform == "linux":
-        assert sweep.free_gib() == pytest.approx(2**-5)
-
-
 def test_workers_are_reused_and_a_data_set_is_loaded_once(said):
     jobs = [job(number, data) for number in range(12) for data in ("mnist", "svhn")]
     with Workers(3, threads=5) as workers:

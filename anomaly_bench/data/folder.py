@@ -10,12 +10,13 @@ Files are decoded once, in parallel, into one array in a cache folder, and read 
 is added, removed or changed.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import repeat
 from multiprocessing import current_process, get_context
@@ -32,6 +33,7 @@ from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.decode import Failure, decode_all, decode_chunk, is_grey, size_of
 from anomaly_bench.data.settings import as_text, check_image_size, data_root, kept_rows, user_cache, within
 from anomaly_bench.errors import SettingError
+from anomaly_bench.machine import cores, free_gib
 
 LOG = logging.getLogger("anomaly_bench")
 
@@ -43,6 +45,7 @@ LAYOUTS = (
 )
 
 CACHE_VERSION = 1  # raised whenever decoding gives other pixels, so that older cache files are not used
+DAY = 86_400  # seconds; a decoding that has written nothing for as long is dead
 CHUNK = 256  # files decoded as one piece of work
 ENOUGH_FOR_PROCESSES = 20_000  # files; threads take seconds for fewer, about what processes take to start
 
@@ -214,11 +217,18 @@ def pixels(
     npy = cache / f"{settings}-{content}.npy"
     if not npy.exists():
         decode_into(npy, [f"{folder}/{file}" for file in files], shape, fit)
-    x = torch.from_numpy(np.load(npy, mmap_mode="c" if npy.stat().st_size > available_memory() / 2 else None))
-    for older in cache.glob(f"{settings}-*.npy"):
-        if older != npy:
-            older.unlink(missing_ok=True)
+    x = torch.from_numpy(np.load(npy, mmap_mode="c" if npy.stat().st_size / 2**30 > free_gib() / 2 else None))
+    clear(cache, settings, npy)
     return x
+
+
+def clear(cache: Path, settings: str, npy: Path) -> None:
+    """Remove what the cache has of these settings beside `npy`: older contents, and decodings that were killed."""
+    for path in cache.glob(f"{settings}-*"):
+        with contextlib.suppress(FileNotFoundError):  # another process clears too, or has completed its own
+            dead = path.suffix == ".tmp" and time.time() - path.stat().st_mtime > DAY
+            if dead or (path.suffix == ".npy" and path != npy):
+                path.unlink()
 
 
 def masks_of(
@@ -246,13 +256,6 @@ def masks_of(
 def short_hash(*parts: bytes) -> str:
     """16 hexadecimal digits that stand for the parts, one after the other."""
     return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
-
-
-def available_memory() -> int:
-    """Bytes that can be had without swapping; 4 GiB where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable: +(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
-    return int(found[1]) * 1024 if found else 4 << 30
 
 
 def decode_into(npy: Path, paths: Sequence[str], shape: tuple[int, int, int], fit: str | None) -> None:
@@ -296,10 +299,10 @@ def decode_in_parallel(npy: Path, paths: Sequence[str], fit: str | None) -> list
 
 def workers(n_files: int) -> Executor:
     """Processes for many files, threads for few; also threads in a process that may not start others."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if cores == 1 or n_files < ENOUGH_FOR_PROCESSES or current_process().daemon:
-        return ThreadPoolExecutor(cores)
-    return ProcessPoolExecutor(cores, get_context("spawn"))
+    number = cores()
+    if number == 1 or n_files < ENOUGH_FOR_PROCESSES or current_process().daemon:
+        return ThreadPoolExecutor(number)
+    return ProcessPoolExecutor(number, get_context("spawn"))
 
 
 def unreadable(failures: Sequence[tuple[str, str]], n_files: int) -> SettingError:
@@ -338,15 +341,14 @@ def decode_files(paths: Sequence[str | Path], shape: tuple[int, int, int], fit: 
     return torch.from_numpy(out)
 
 
-def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def list_images(paths: Sequence[Path]) -> list[Path]:
     """The images that files and folders come to, sorted, each once; folders are searched with all below them.
 
     Raises:
         SettingError: a path that does not exist, or no image at all.
     """
-    given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     found: set[Path] = set()
-    for path in given:
+    for path in paths:
         if not path.exists():
             raise SettingError(f"{path}: no such file or folder")
         if path.is_file():
@@ -355,5 +357,5 @@ def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         for where, _, names in os.walk(path):
             found.update(within([Path(where, name) for name in filter(is_image, names)], path))
     if not found:
-        raise SettingError(f"{', '.join(map(str, given))}: no images there ({' '.join(SUFFIXES)})")
+        raise SettingError(f"{', '.join(map(str, paths))}: no images there ({' '.join(SUFFIXES)})")
     return sorted(found)

@@ -27,9 +27,9 @@ def load(
     """The rows of `of`, all of them normal; of each held-out row an anomaly is made, in a class of its own.
 
     Held out is the test part, or a fifth of the rows where there is none. An anomaly is a held-out image with a
-    rectangle from another one in it, a quarter to a half of each side long, elsewhere than it was there (after
-    CutPaste: Li and others, CVPR 2021), or a row in which one number at least, and each of the others with a
-    chance of a half, is that of another row.
+    rectangle from another one in it, a quarter to a half of each side long, at a place drawn without regard to where
+    it was there (after CutPaste: Li and others, CVPR 2021), or a row in which one number at least, and each of the
+    others with a chance of a half, is that of another row.
 
     Args:
         of: the data set without anomalies.

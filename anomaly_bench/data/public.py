@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from torchvision import datasets
 
 from anomaly_bench.data import folder
@@ -108,7 +110,8 @@ def load(
 
 def official_part(name: str, place: Path, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
     """Images `uint8` `[N, H, W, C]` and labels int64 `[N]` of one part, by torchvision."""
-    with not_found_said(name, place), progress_on_terminals_only():
+    fetching = one_at_a_time(place) if download else contextlib.nullcontext()
+    with not_found_said(name, place), fetching, progress_on_terminals_only():
         match name:
             case "svhn":
                 part = datasets.SVHN(place, "train" if train else "test", download=download)
@@ -126,6 +129,17 @@ def official_part(name: str, place: Path, train: bool, download: bool) -> tuple[
             case _:
                 part = datasets.FashionMNIST(place, train, download=download)
         return part.data.numpy()[..., None], part.targets.numpy()
+
+
+@contextlib.contextmanager
+def one_at_a_time(place: Path) -> Iterator[None]:
+    """Without another process that fetches into a folder: torchvision takes its half-written files for whole ones.
+
+    Where nothing can be written, nothing is fetched, and a set that is there can be read all the same.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / "lock") if os.access(place, os.W_OK) else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager

@@ -26,8 +26,9 @@ def fit_scaler(x: Tensor, scale: str | None) -> Scaler:
     """The scaler of float32 rows `[N, D]`, in which NaN is a missing number.
 
     `minmax` maps the rows' range onto [0, 1], `standard` to a mean of 0 and a deviation of 1, None leaves
-    numbers as they are. A column without spread is shifted only. A missing number becomes the rows' median
-    of its column, 0 where these rows have none.
+    numbers as they are. A column without spread, or with too little to divide by, is shifted only; one with too
+    much for float32 stays as it is. A missing number becomes the rows' median of its column, 0 where these rows
+    have none.
     """
     if scale not in SCALES:
         raise SettingError(f"data.scale={scale}: allowed are minmax, standard, null")
@@ -46,4 +47,9 @@ def fit_scaler(x: Tensor, scale: str | None) -> Scaler:
         spread = torch.where(x.amax(0) == x.amin(0), 0, spread)
     else:
         shift, spread = torch.zeros(x.shape[1]), torch.zeros(x.shape[1])
-    return Scaler(fill, shift, torch.where(spread > 0, 1 / spread, 1))
+    factor = 1 / spread
+    return Scaler(
+        fill,
+        torch.where(spread.isfinite(), shift, 0),
+        torch.where((factor > 0) & factor.isfinite(), factor, 1),
+    )

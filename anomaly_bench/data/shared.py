@@ -1,9 +1,9 @@
 """A loaded data set as files that several processes map: it lies in memory once, however many use it."""
 
 import json
-import os
 from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -16,18 +16,19 @@ from anomaly_bench.data.dataset import Dataset
 
 def save(dataset: Dataset, folder: Path) -> None:
     """Write a data set and its fingerprint to a folder that is not there yet, whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    values: dict[str, Any] = {}
-    for field in fields(dataset):
-        value = getattr(dataset, field.name)
-        if isinstance(value, Tensor | np.ndarray):
-            np.save(temporary / f"{field.name}.npy", np.asarray(value))
-        else:
-            values[field.name] = value
-    text = json.dumps({"values": values, "fingerprint": dataset.fingerprint()})
-    (temporary / "values.json").write_text(text, encoding="utf-8")
-    temporary.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder.parent) as name:
+        temporary = Path(name)
+        values: dict[str, Any] = {}
+        for field in fields(dataset):
+            value = getattr(dataset, field.name)
+            if isinstance(value, Tensor | np.ndarray):
+                np.save(temporary / f"{field.name}.npy", np.asarray(value))
+            else:
+                values[field.name] = value
+        text = json.dumps({"values": values, "fingerprint": dataset.fingerprint()})
+        (temporary / "values.json").write_text(text, encoding="utf-8")
+        temporary.rename(folder)
 
 
 def load(folder: Path) -> Dataset:

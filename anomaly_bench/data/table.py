@@ -1,13 +1,15 @@
 """Tables: CSV and Parquet files of columns, `.npz` and `.mat` files of arrays.
 
 A column of numbers (or of true and false) stays one column. Any other column is a category and becomes one 0/1
-column for each of its values, in alphabetical order; a missing or a new value is 0 in all of them. A missing
-number stays NaN here, and becomes a median of training rows when the rows are scaled.
+column for each value that a row of the file has, training row or not, in alphabetical order, as it is written there;
+a missing value, or one that only another file has, is 0 in all of them. So a value that no training row has is a
+column that is 0 in all of these. A missing number stays NaN here, and becomes a median of training rows when the
+rows are scaled.
 """
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def load(
 
 def read_rows(path: Path, columns: Sequence[Column]) -> Tensor:
     """The rows of another file with the same columns, float32 `[N, D]`; what else is in it is left out."""
-    content = read(path)
+    content = read(path, columns)
     if isinstance(content, pd.DataFrame):
         return encoded(content, columns, path)
     x = matrix(content, path)
@@ -106,8 +108,13 @@ def list_tables(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def read(path: Path) -> pd.DataFrame | dict[str, np.ndarray]:
-    """A frame for files of columns, arrays by name for files of arrays. Nothing is unpickled."""
+def read(path: Path, columns: Sequence[Column] | None = None) -> pd.DataFrame | dict[str, np.ndarray]:
+    """A frame for files of columns, arrays by name for files of arrays. Nothing is unpickled.
+
+    Args:
+        path: of the file.
+        columns: those that are known, so that a CSV file is read as the one they were found in.
+    """
     if path.suffix.lower() not in SUFFIXES:
         raise SettingError(f"{path}: not a table; allowed are {', '.join(SUFFIXES)} files")
     if not path.is_file():
@@ -115,9 +122,7 @@ def read(path: Path) -> pd.DataFrame | dict[str, np.ndarray]:
     try:
         match path.suffix.lower():
             case ".csv":
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error", pd.errors.ParserWarning)  # of lines longer than the header
-                    return pd.read_csv(path, index_col=False)
+                return read_csv(path, columns)
             case ".parquet":
                 return pd.read_parquet(path)
             case ".npz":
@@ -135,6 +140,25 @@ def read(path: Path) -> pd.DataFrame | dict[str, np.ndarray]:
         raise SettingError(
             f"{path}: cannot be read: {' '.join(str(error).split())[:300] or type(error).__name__}"
         ) from error
+
+
+def read_csv(path: Path, columns: Sequence[Column] | None) -> pd.DataFrame:
+    """A frame whose categories, of `columns` or else those found, have the text that stands in the file."""
+
+    def frame_with(texts: Iterable[str]) -> pd.DataFrame:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of lines longer than the header
+            return pd.read_csv(path, index_col=False, low_memory=False, dtype=dict.fromkeys(texts, str))
+
+    if columns is not None:
+        return frame_with(column.name for column in columns if column.categories is not None)
+    frame = frame_with(())
+    parsed = [  # true and false with gaps, integers beyond 64 bits
+        str(name)
+        for name, values in frame.items()
+        if values.dtype == object and pd.api.types.infer_dtype(values) != "string"
+    ]
+    return frame_with(parsed) if parsed else frame
 
 
 def read_mat(path: Path) -> dict[str, np.ndarray]:

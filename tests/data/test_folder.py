@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from anomaly_bench import machine
 from anomaly_bench.data import folder
 from anomaly_bench.errors import SettingError
 
@@ -150,6 +151,21 @@ def test_a_changed_folder_is_decoded_again(ganomaly, tmp_path, draw, change):
     assert (77 in data.x[:, 0, 0, 0]) == (change in ("rewritten", "added"))
 
 
+def test_a_decoding_that_was_killed_is_cleared_and_one_under_way_is_not(ganomaly, tmp_path):
+    folder.load(root=ganomaly, image_size=16)
+    folder.load(root=ganomaly, image_size=8)
+    other, kept = sorted((tmp_path / "cache").iterdir(), key=lambda file: file.stat().st_size)[::-1]
+    dead, alive, foreign = (
+        one.with_suffix(f".{name}.tmp") for one, name in ((kept, "dead"), (kept, "alive"), (other, "dead"))
+    )
+    for file in (kept, dead, alive, foreign):
+        file.touch()
+        if file != alive:
+            os.utime(file, (0, time.time() - folder.DAY - 1))
+    folder.load(root=ganomaly, image_size=8)
+    assert cache_files(tmp_path).keys() == {file.name for file in (other, kept, alive, foreign)}
+
+
 def two_files(root, draw, times):
     """Two files of one size, 0.pgm and 1.pgm, and one to test."""
     draw(root / "test/a/0.pgm", 3)
@@ -203,11 +219,29 @@ def test_fingerprint_is_of_the_content(ganomaly, tmp_path):
 
 def test_in_memory_and_mapped_are_equal_and_writable(ganomaly, monkeypatch):
     in_memory = folder.load(root=ganomaly)
-    monkeypatch.setattr(folder, "available_memory", lambda: 0)
+    monkeypatch.setattr(folder, "free_gib", lambda: 0.0)
     mapped = folder.load(root=ganomaly)
     assert torch.equal(in_memory.x, mapped.x)
     mapped.x.fill_(0)  # a copy on write: the cache keeps what it has
     assert torch.equal(folder.load(root=ganomaly).x, in_memory.x)
+
+
+def test_the_control_group_bounds_cores_and_memory(ganomaly, monkeypatch):
+    folder.load(root=ganomaly)
+    limits = {"cpu.max": "300000 100000", "memory.max": str(2**30), "memory.current": str(2**30 - 2**10)}
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(machine, "_first_line", lambda path: limits[path.rpartition("/")[2]])
+    with folder.workers(1) as threads:
+        assert threads._max_workers == 3
+    modes = []
+
+    def load(path, mmap_mode):
+        modes.append(mmap_mode)
+        return np.lib.format.open_memmap(path, mode="c")
+
+    monkeypatch.setattr(np, "load", load)
+    folder.load(root=ganomaly)
+    assert modes == ["c"]
 
 
 def test_processes_threads_and_scoring_decode_alike(ganomaly, monkeypatch, tmp_path):
@@ -352,15 +386,15 @@ def test_a_class_folder_may_be_a_link_and_links_below_are_not_followed(tmp_path,
 
 def test_list_images(ganomaly, tmp_path, draw):
     draw(ganomaly / "test/.hidden.png", 0)
-    found = folder.list_images(ganomaly)
+    found = folder.list_images([ganomaly])
     assert len(found) == 9
     assert found == sorted(found)
     one = ganomaly / "test/0.normal/a.gif"
-    assert folder.list_images([one, ganomaly / "test"]) == folder.list_images(ganomaly / "test")
-    assert folder.list_images(str(one)) == [one]
+    assert folder.list_images([one, ganomaly / "test"]) == folder.list_images([ganomaly / "test"])
+    assert folder.list_images([one]) == [one]
     (tmp_path / "empty").mkdir()
     with pytest.raises(SettingError, match="no images"):
-        folder.list_images(tmp_path / "empty")
+        folder.list_images([tmp_path / "empty"])
     with pytest.raises(SettingError, match="no such file"):
         folder.list_images([one, tmp_path / "nothing.png"])
 

@@ -146,11 +146,11 @@ def test_links_out_of_the_folder_are_left_out_and_said(place, caplog):
     ]
     assert (data.x == 7).all()
     assert "1 links lead out" in caplog.text
-    listed = folder.list_images(root / "test")
+    listed = folder.list_images([root / "test"])
     assert out not in listed
     assert inside not in listed  # for it leads out of what was asked for
     assert len(listed) == 2
-    assert folder.list_images(out) == [out]  # asked for by name
+    assert folder.list_images([out]) == [out]  # asked for by name
 
 
 def test_tables_in_folders_are_plain_files(place, caplog):

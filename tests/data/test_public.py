@@ -1,4 +1,6 @@
 import logging
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -84,6 +86,47 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, capfd):
     with pytest.raises(SettingError, match="Error downloading"):
         public.load("mnist", tmp_path, download=True)
     assert capfd.readouterr().err == ""
+
+
+@pytest.fixture
+def fetched(monkeypatch):
+    """Stands for torchvision's MNIST: what each process finds of a set that takes a while to write."""
+    found = []
+
+    class Mnist:
+        data, targets = torch.zeros(2, 28, 28, dtype=torch.uint8), torch.arange(2)
+
+        def __init__(self, place, train, download):
+            file = place / f"{train}"
+            if download and not file.exists():
+                file.touch()
+                time.sleep(0.1)
+                file.write_text("whole")
+            found.append(file.read_text())
+
+    monkeypatch.setattr(datasets, "MNIST", Mnist)
+    return found
+
+
+def test_one_process_fetches_and_the_others_wait_for_it(tmp_path, fetched):
+    several = [
+        threading.Thread(target=public.load, args=("mnist", tmp_path), kwargs={"download": True})
+        for _ in range(3)
+    ]
+    for one in several:
+        one.start()
+    for one in several:
+        one.join()
+    assert fetched == ["whole"] * 6
+
+
+def test_a_set_in_a_folder_that_cannot_be_written_is_read(tmp_path, fetched, monkeypatch):
+    public.load("mnist", tmp_path, download=True)
+    (tmp_path / "mnist/lock").unlink()
+    monkeypatch.setattr(public.os, "access", lambda *_: False)
+    public.load("mnist", tmp_path, download=True)
+    assert not (tmp_path / "mnist/lock").exists()
+    assert fetched == ["whole"] * 4
 
 
 def test_unknown_set(tmp_path):

@@ -26,6 +26,15 @@ def test_training_rows_come_to_lie_between_0_and_1_and_others_where_they_will():
     assert not scaler(ROWS)[:, 3].any()  # without spread, it is shifted only
 
 
+@pytest.mark.parametrize("scale", ["minmax", "standard"])
+def test_a_spread_that_float32_cannot_divide_by(scale):
+    x = torch.tensor([[5e-40, -3e38], [6e-40, 3e38]])
+    scaled = fit_scaler(x, scale)(x)
+    assert scaled.isfinite().all()
+    assert scaled[:, 0].abs().amax() < 1e-39
+    assert torch.equal(scaled[:, 1], x[:, 1])
+
+
 @pytest.mark.parametrize("scale", ["minmax", "standard", None])
 def test_missing_numbers_become_the_training_median(scale):
     x = torch.tensor([[1.0, GAP], [GAP, GAP], [2.0, GAP], [9.0, GAP]])

@@ -102,4 +102,6 @@ def test_what_one_process_writes_no_other_sees(rows, tmp_path):
 def test_a_data_set_is_there_whole_or_not_at_all(rows, tmp_path):
     with pytest.raises(TypeError):
         shared.save(replace(rows, files={"not", "plain"}), tmp_path / "place")
-    assert not (tmp_path / "place").exists()
+    assert list(tmp_path.iterdir()) == []
+    shared.save(rows, tmp_path / "place")
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]

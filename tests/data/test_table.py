@@ -74,6 +74,48 @@ def test_other_rows_are_encoded_alike(tmp_path, caplog):
     np.testing.assert_array_equal(table.read_rows(tmp_path / "new.npz", columns).numpy(), X)
 
 
+def test_a_category_does_not_depend_on_where_in_the_file_it_stands(tmp_path):
+    half = 2**14  # rows: the parser's block, were such a wide file read in blocks
+    rows = [("01", "02", "03")[row % 3] for row in range(half)] + [
+        ("01", "A1")[row % 2] for row in range(half)
+    ]
+    frame = pd.DataFrame({"code": rows, "y": 0} | {f"x{number}": 0 for number in range(60)})
+    data = table.load(root=written(tmp_path, ".csv", frame), label="y")
+    assert data.columns[0] == Column("code", ("01", "02", "03", "A1"))
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "categories", "new", "expected"),
+    [
+        ("007 abc 007", ("007", "abc"), "007 007", [[1, 0], [1, 0]]),
+        ("1 2 unknown", ("1", "2", "unknown"), "1 - 2", [[1, 0, 0], [0, 0, 0], [0, 1, 0]]),
+        ("TRUE FALSE -", ("FALSE", "TRUE"), "TRUE FALSE", [[0, 1], [1, 0]]),
+        (f"{10**20} 007", ("007", f"{10**20}"), "007 7", [[1, 0], [0, 0]]),
+    ],
+)
+def test_categories_are_the_text_of_the_file(tmp_path, trained_on, categories, new, expected):
+    path = tmp_path / "codes.csv"
+
+    def write(values):
+        lines = [f"{value.strip('-')},1" for value in values.split()]
+        path.write_text("\n".join(["code,y", *lines, ""]))
+
+    write(trained_on)
+    data = table.load(root=path, label="y")
+    assert data.columns == (Column("code", categories),)
+    assert torch.equal(table.read_rows(path, data.columns), data.x)
+    write(new)
+    assert table.read_rows(path, data.columns).tolist() == expected
+
+
+def test_parquet_says_itself_what_is_text(tmp_path):
+    frame = pd.DataFrame({"code": ["007", "1", None], "number": [7, 1, 2], "y": [0, 0, 0]})
+    path = written(tmp_path, ".parquet", frame)
+    data = table.load(root=path, label="y")
+    assert data.columns == (Column("code", ("007", "1")), Column("number"))
+    assert table.read_rows(path, data.columns).tolist() == [[1, 0, 7], [0, 1, 1], [0, 0, 2]]
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "classes"),
     [
