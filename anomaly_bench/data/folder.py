@@ -31,7 +31,16 @@ from tqdm import tqdm
 
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.decode import Failure, decode_all, decode_chunk, is_grey, size_of
-from anomaly_bench.data.settings import as_text, check_image_size, data_root, kept_rows, user_cache, within
+from anomaly_bench.data.settings import (
+    as_text,
+    check_image_size,
+    data_root,
+    files_below,
+    kept_rows,
+    readable,
+    user_cache,
+    within,
+)
 from anomaly_bench.errors import SettingError
 from anomaly_bench.machine import cores, free_gib
 
@@ -151,7 +160,7 @@ def walk(folder: str, class_name: str, train: bool, around: tuple[Path, ...]) ->
     """The images of a folder, and of its sub-classes' folders, but for hidden names and links out of `around`."""
     found = {}
     links = []
-    with os.scandir(folder) as entries:
+    with readable(), os.scandir(folder) as entries:
         for entry in entries:
             if is_image(entry.name) and entry.is_symlink():
                 links.append(Path(entry.path))
@@ -354,8 +363,7 @@ def list_images(paths: Sequence[Path]) -> list[Path]:
         if path.is_file():
             found.add(path)
             continue
-        for where, _, names in os.walk(path):
-            found.update(within([Path(where, name) for name in filter(is_image, names)], path))
+        found.update(within([file for file in files_below(path) if is_image(file.name)], path))
     if not found:
         raise SettingError(f"{', '.join(map(str, paths))}: no images there ({' '.join(SUFFIXES)})")
     return sorted(found)

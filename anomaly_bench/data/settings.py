@@ -1,8 +1,9 @@
 """What every loader needs of its settings: where data lies, which sizes are allowed, which rows are kept."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,23 @@ def _spread(rows: np.ndarray, classes: np.ndarray, limit: int) -> np.ndarray:
         members = classes[rows] == index
         rank[members] = np.arange(members.sum())
     return rows[np.lexsort((classes[rows], rank))[:limit]]
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """A folder that cannot be looked into is a SettingError, not one without files."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingError(f"{error.filename}: it cannot be looked into: {error.strerror}") from error
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file in a folder and below."""
+
+    def give_up(error: OSError) -> None:
+        raise error
+
+    with readable():
+        for where, _, names in os.walk(folder, onerror=give_up):
+            yield from (Path(where, name) for name in names)

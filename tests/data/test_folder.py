@@ -399,6 +399,22 @@ def test_list_images(ganomaly, tmp_path, draw):
         folder.list_images([one, tmp_path / "nothing.png"])
 
 
+@pytest.mark.parametrize(
+    "read", [lambda root: folder.load(root=root, image_size=8), lambda root: folder.list_images([root])]
+)
+def test_a_folder_that_cannot_be_looked_into_is_named(ganomaly, monkeypatch, read):
+    scan, closed = os.scandir, str(ganomaly / "test/1.abnormal/gun")
+
+    def scandir(path):
+        if os.fspath(path) == closed:
+            raise PermissionError(13, "Permission denied", closed)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(SettingError, match=f"{closed}: it cannot be looked into: Permission denied"):
+        read(ganomaly)
+
+
 def test_new_files_that_cannot_be_read(tmp_path, draw):
     good = draw(tmp_path / "good.png", 5)
     (tmp_path / "bad.png").write_bytes(b"")
