@@ -14,8 +14,7 @@ have a high energy, or a steep slope.
 x^ is written by automatic differentiation, with all its second derivatives, in place of a decoder with tied
 weights. All layers are softplus, as the paper's; `version=geotrans` has batch norm and ReLU, as the code behind
 GeoTrans' table. ALAD's code adds the last layer of the decoder to its energy, and has a b' for each place of a
-batch, which is not followed; its sizes, sigma and Adam are, on the rows that it has. GeoTrans has sigma = 0.5 for
-images on [-1, 1].
+batch, which is not followed. GeoTrans has sigma = 0.5 for images on [-1, 1], ALAD 1 for rows.
 
 When to use it: For rows and small images, as a density where `dae` has a reconstruction: the energy is one
 pass, though training differentiates gradients and so costs more a step. Take the energy rather than its slope
