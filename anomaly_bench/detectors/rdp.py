@@ -104,11 +104,10 @@ class RDP(Detector):
 
     @torch.no_grad()
     def renew(self) -> None:
-        """New first weights of all pairs: Kaiming-normal ones of eta, torch's uniform ones of phi."""
-        bound = self.eta.shape[1] ** -0.5
-        self.eta.normal_(0, bound * 2**0.5)
-        for part in (self.eta_bias, self.phi, self.phi_bias):
-            part.uniform_(-bound, bound)
+        """New first weights of all pairs: Kaiming-normal, with biases of 0, as in the code."""
+        for weight, bias in ((self.eta, self.eta_bias), (self.phi, self.phi_bias)):
+            weight.normal_(0, (2 / weight.shape[1]) ** 0.5)
+            bias.zero_()
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """eta and phi, `[trees, B, M]` each, of rows `[B, D]`, or of rows `[trees, B, D]` of each tree's own."""

@@ -52,11 +52,14 @@ def test_one_update_of_each_tree() -> None:
 
 
 def test_first_weights_and_dropout_are_the_codes() -> None:
-    """Kaiming-normal eta, whose deviation is sqrt(2 / D); a tenth of phi's outputs is dropped, in training only."""
+    """Kaiming-normal, of deviation sqrt(2 / D), biases 0; a tenth of phi's outputs is dropped, in training only."""
     torch.manual_seed(0)
     detector = RDP((200,), trees=5)
-    assert detector.eta.std().item() == pytest.approx(0.1, rel=0.02)
-    assert detector.phi.abs().max().item() == pytest.approx(200**-0.5, rel=0.01)
+    for weight, bias in ((detector.eta, detector.eta_bias), (detector.phi, detector.phi_bias)):
+        assert weight.std().item() == pytest.approx(0.1, rel=0.02)
+        assert weight.abs().max() > 0.3  # more than uniform weights reach
+        assert not bias.any()
+    assert not torch.equal(detector.eta, detector.phi)
     x = torch.rand(100, 200)
     for training, share in ((True, 0.1), (False, 0.0)):
         eta, phi = detector.train(training).project(x)
