@@ -53,7 +53,7 @@ class RDP(Detector):
         shape: `(D,)`.
         out: M, outputs of eta and phi.
         trees, levels: of the forest; `levels=1` is random distances without filtering (RND).
-        subsample: rows that a tree draws, with replacement, but never more than there are.
+        subsample: rows that a tree draws, with replacement, however few there are.
         filter_ratio: share of a tree's rows dropped between two levels.
         dropout: on the outputs of phi, in training.
         lr, momentum, clip: of the stochastic gradient descent, and the largest norm of a tree's gradient.
@@ -117,8 +117,7 @@ class RDP(Detector):
 
     def stages(self, train: Rows) -> Iterator[Stage]:
         """One stage a level, in which all trees learn; rows are dropped in between."""
-        size = min(self.subsample, len(train))
-        self.members = torch.randint(len(train), (self.trees, size)).to(train.device)
+        self.members = torch.randint(len(train), (self.trees, self.subsample)).to(train.device)
         epochs = max(1, round(self.steps / train.steps(self.batch_size)))
         for level in range(self.levels):
             if level:

@@ -86,7 +86,7 @@ def test_score_is_the_trees_mean_error() -> None:
 
 
 def test_levels_drop_the_highest_and_start_anew() -> None:
-    detector, train = small(filter_ratio=0.25, trees=3), rows()
+    detector, train = small(filter_ratio=0.25, trees=3, subsample=60), rows()
     walk, sizes, firsts = Walk(detector, train), [], []
     while walk.next() is not None:
         sizes.append(tuple(detector.members.shape))
@@ -108,11 +108,12 @@ def test_what_is_dropped_scores_highest() -> None:
     assert 7 not in detector.members
 
 
-def test_trees_draw_with_replacement() -> None:
-    detector = small(subsample=50)
+@pytest.mark.parametrize("subsample", [50, 500])
+def test_trees_draw_with_replacement_however_few_rows_there_are(subsample: int) -> None:
+    detector = small(subsample=subsample)
     Walk(detector, rows()).next()
-    assert detector.members.shape == (2, 50)
-    assert len(detector.members[0].unique()) < 50
+    assert detector.members.shape == (2, subsample)
+    assert len(detector.members[0].unique()) < subsample
     assert detector.draw(rows(), 7).shape == (2, 7, 5)
 
 
