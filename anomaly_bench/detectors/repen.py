@@ -20,7 +20,7 @@ holds, never with pairs of rows. The margin of 1000 is meant for inputs on [0, 1
 
 When to use it: On rows of numbers with very many columns and unlabelled anomalies among them, when few
 dimensions are wanted in the end, to look at or to search in: one layer of 20 units, 30 passes, and a score by
-400 kept rows whatever the training set. `rdp` makes 46,080 updates of 30 pairs of layers, and is behind on 9
+400 kept rows whatever the training set. `rdp` makes 46,320 updates of 30 pairs of layers, and is behind on 9
 of 20 sets in OptIForest's runs of both (IJCAI 2023). With clean training rows there is nothing to take for
 outliers but the oddest normal rows; then `knn` or `mahalanobis` are simpler.
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch.nn.functional import leaky_relu
 from anomaly_bench.detector import Batch, Rows
 from anomaly_bench.detectors.rdp import RDP
 from anomaly_bench.errors import SettingError
+from anomaly_bench.places import CONFIGS
 from anomaly_bench.training.trainer import Trainer, Walk
 
 
@@ -65,6 +67,13 @@ def test_first_weights_and_dropout_are_the_codes() -> None:
         eta, phi = detector.train(training).project(x)
         assert (phi == 0).float().mean().item() == pytest.approx(share, abs=0.01)
         assert (eta != 0).all()
+
+
+def test_a_level_is_as_long_as_the_codes() -> None:
+    """30 updates in each epoch, up to the last of 200 after which it keeps its nets: every 24th from the first on."""
+    kept = max(range(0, 200, 24)) + 1
+    config = yaml.safe_load((CONFIGS / "model" / "rdp.yaml").read_text())
+    assert config["steps"] == RDP((3,)).steps == 30 * kept
 
 
 def test_score_is_the_trees_mean_error() -> None:
