@@ -80,6 +80,7 @@ OWN: dict[str, dict[str, object]] = {
     "rda_l1": {"rounds": 2, "layers": [40, 10], "epochs": 20, "lambda_": 0.1},
     **{name: {"input_size": 32} for name in ("pretrained", "pretrained_patches")},
     "pretrained_mahalanobis": {"input_size": 64},
+    "pretrained_ocsvm": {"input_size": 64, "gamma_factor": 0.01},  # with more, far toys tie
     "rdae": {"rounds": 2, "epochs": 20, "lambda_": 0.01},
     "sdae": {"layers": [40, 10], "epochs": 5, "tuning_epochs": 20},
     "sparse_ae": {"code": 300, "beta": 0.1},  # of few units none can rest
@@ -117,7 +118,7 @@ GOOD_CONTROL: dict[str, str] = {
     "geotrans": "the Dirichlet distributions of a random network's answers tell these toys apart already",
     "cae_if": "on random features, its forest tells these toys apart already",
     **dict.fromkeys(
-        ("pretrained", "pretrained_patches", "pretrained_mahalanobis"),
+        ("pretrained", "pretrained_patches", "pretrained_mahalanobis", "pretrained_ocsvm"),
         "random convolutions tell these toys apart already, and ImageNet has no handwriting",
     ),
     "ensemble": "distances in random codes tell these toys apart already",

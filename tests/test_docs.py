@@ -51,7 +51,7 @@ def test_a_method_that_stands_on_another_says_on_what(pages):
     for name, inside in (("ocsvm_ae", "ae"), ("ssd_if", "e3outlier"), ("ensemble", "vae")):
         assert "## What is inside\n\n" in pages[f"methods/{name}.md"]
         assert f"[{inside}]({inside}.md)" in pages[f"methods/{name}.md"]
-    for name in ("pretrained", "pretrained_patches", "pretrained_mahalanobis"):
+    for name in ("pretrained", "pretrained_patches", "pretrained_mahalanobis", "pretrained_ocsvm"):
         assert "\n### Traps\n" in pages[f"methods/{name}.md"].partition("## Its features\n")[2]
 
 

@@ -91,6 +91,21 @@ def test_deep_svdd_has_a_number_for_each_normal_class(name):
         assert OmegaConf.to_container(settings.model) == OmegaConf.to_container(sizes)
 
 
+def test_the_baselines_beside_dagmm_are_as_its_experiment_says():
+    for data, expected in {
+        "kddcup99": ([128, 512], 1, 1e-4, 100),
+        "kddcup99_rev": ([128, 512], 1, 1e-4, 100),
+        "arrhythmia": ([10, 2], 1, 1e-4, 100),
+        "thyroid": ([128, 512], 0.5, 1e-3, 128),
+    }.items():
+        for name in ("dsebm", "dsebm_r"):
+            model = composed("experiment=dagmm", f"data={data}", f"model={name}").model
+            assert (model.hidden, model.sigma, model.lr, model.batch_size) == expected, data
+        model = composed("experiment=dagmm", f"data={data}", "model=ocsvm").model
+        found = (model.nu, model.gamma, model.gamma_factor, model.pca, model.max_rows)
+        assert found == (0.1, "scale", 1, 0.95, 10_000)
+
+
 def test_dagmm_learns_as_long_as_its_paper_says():
     theirs = {row.data: row.epochs for row in printed() if (row.table, row.method) == ("dagmm", "DAGMM")}
     for data in ("kddcup99", "thyroid", "arrhythmia"):

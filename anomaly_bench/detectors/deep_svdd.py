@@ -18,7 +18,8 @@ come; for them, the paper has no network, and ours are linear layers without bia
 
 We follow the PyTorch code: R is 0 for 10 epochs and then, after each step, the (1 - nu) quantile of the batch's
 distances. The Theano code solves for R on all training rows every 5 epochs, and starts its first filters from a
-dictionary of patches. The weights of convolutions are those of torch; the code for CIFAR-10 draws them by Xavier.
+dictionary of patches. First weights are torch's, but for the convolutions of CIFAR-10's autoencoder (three
+`channels`), Xavier's in that code; its network for CIFAR-10 without pretraining has torch's throughout.
 
 When to use it: For small square images of one kind, where a number for each is enough: the network has two or
 three convolutions, a score is one pass, and there is no map. On photographs `geotrans` is worth its 72 views:
@@ -44,7 +45,7 @@ from torch.optim import Adam
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
-from anomaly_bench.networks.lenet import SLOPE, LeNetDecoder, LeNetEncoder
+from anomaly_bench.networks.lenet import SLOPE, LeNetDecoder, LeNetEncoder, xavier
 from anomaly_bench.networks.mlp import check_sizes, length_of, mlp
 
 LEAST = 0.1
@@ -100,6 +101,8 @@ class DeepSVDD(Detector):
         self.images = len(shape) == 3
         if self.images:
             self.embed, self.rebuild = (net(shape, channels, rep) for net in (LeNetEncoder, LeNetDecoder))
+            if len(channels) > 2 and pretrain_epochs:
+                self.apply(xavier)
         else:
             sizes = [length_of(shape), *hidden, rep]
             check_sizes(hidden=hidden, rep=rep)

@@ -31,7 +31,8 @@ the test set in Deep SVDD, which is why .620 comes close to Deep SVDD's .648; wh
 `auroc_hindsight`, not `auroc`. What differs from normal rows only outside the kept components is not seen at
 all: try `model.pca=null`. `model.gamma=scale` takes one variance of all columns, so that without `data.scale`
 the widest column decides. Far from all support vectors every kernel value is 0 and the score rho, so that all
-far anomalies tie, the sooner the larger gamma is. The control is fitted to noise, or has untrained features.
+far anomalies tie, the sooner the larger gamma is, and where `model.standardise=true` stretches columns that hardly
+differ among training rows. The control is fitted to noise, or has untrained features.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -62,11 +64,14 @@ class OCSVM(Detector):
         pca: principal components that keep this share of the variance, in (0, 1); None for no reduction.
         gamma_factor: `scale` times so much, where gamma is `scale`.
         unit: scale each row to length 1, before anything else.
+        standardise: take from each column its mean and divide by its deviation, before components.
         max_rows: fit on a random choice of so many training rows, as time grows with their square.
         features: called as `features(shape=shape)`, gives the detector whose features take the rows' place;
             it learns first. None for the rows themselves.
     """
 
+    centre: Tensor  # [D], and the deviations, where standardised
+    spread: Tensor
     mean: Tensor  # [D]
     components: Tensor  # [D, K]
     support: Tensor  # [S, K]
@@ -82,6 +87,7 @@ class OCSVM(Detector):
         gamma: float | str = "scale",
         gamma_factor: float = 1.0,
         unit: bool = False,
+        standardise: bool = False,
         pca: float | None = 0.95,
         max_rows: int = 10_000,
         features: Callable[..., Detector] | None = None,
@@ -99,7 +105,10 @@ class OCSVM(Detector):
             raise SettingError(f"model.max_rows={max_rows}: must be at least 2")
         self.features = part("features", features, shape) if features else None
         self.learned("mean", "components", "support", "weights", "rho", "gamma")
-        self.nu, self.pca, self.unit, self.max_rows = nu, pca, unit, max_rows
+        if standardise:
+            self.learned("centre", "spread")
+        self.nu, self.pca, self.max_rows = nu, pca, max_rows
+        self.unit, self.standardise = unit, standardise
         self.wanted_gamma, self.gamma_factor = gamma, gamma_factor
 
     def stages(self, train: Rows) -> Iterator[Stage]:
@@ -112,7 +121,7 @@ class OCSVM(Detector):
         self.fit(x.cpu().numpy())
 
     def fit(self, x: np.ndarray) -> None:
-        """Fit PCA and SVM to float64 rows `[N, D]`, and copy what they learn into the buffers.
+        """Fit scaler, PCA and SVM to float64 rows `[N, D]`, and copy what they learn into the buffers.
 
         Raises:
             SettingError: the rows are all alike, so that they have neither components nor a variance.
@@ -121,6 +130,12 @@ class OCSVM(Detector):
             raise SettingError(
                 f"data: all training rows are alike ({len(x)} of them); nothing can be learned"
             )
+        if self.standardise:
+            scaler = StandardScaler().fit(x)
+            self.centre, self.spread = (
+                self.buffer(np.asarray(found)) for found in (scaler.mean_, scaler.scale_)
+            )
+            x = np.asarray(scaler.transform(x))
         if self.pca is not None:
             solver = "covariance_eigh" if len(x) > x.shape[1] else "full"
             pca = PCA(self.pca, svd_solver=solver).fit(x)
@@ -160,6 +175,8 @@ class OCSVM(Detector):
     def reduced(self, rows: Tensor) -> Tensor:
         """What the SVM is given of such vectors, float64 `[N, K]`."""
         rows = rows.double()
+        if self.standardise:
+            rows = (rows - self.centre) / self.spread
         return rows if self.pca is None else (rows - self.mean) @ self.components
 
     def score(self, x: Tensor) -> Tensor:

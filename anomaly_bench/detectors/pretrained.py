@@ -9,7 +9,8 @@ Such features part objects already, so that any model of where normal rows lie i
     model=pretrained               pooled features, the sum of squared distances to the 2 nearest training rows
     model=pretrained_patches       features of each place, the nearest of any training image: a map, like SPADE
     model=pretrained_mahalanobis   pooled features, one Gaussian
-    model=ocsvm +features@model.features=backbone          and the same for isolation_forest
+    model=pretrained_ocsvm         pooled features, each standardised, a one-class SVM
+    model=isolation_forest +features@model.features=backbone
 
 ImageNet holds the classes of CIFAR-10 and of cats and dogs: the numbers do not compare with those of methods that
 learn from the training rows alone, and tables say so. The untrained control is the same network with random weights,

@@ -15,6 +15,12 @@ def normalised(filters: int) -> list[nn.Module]:
     return [nn.BatchNorm2d(filters, eps=1e-4, affine=False), nn.LeakyReLU(SLOPE)]
 
 
+def xavier(module: nn.Module) -> None:
+    """For `module.apply`: the first weights of convolutions in CIFAR-10's autoencoder, uniform, for a leaky ReLU."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.xavier_uniform_(module.weight, nn.init.calculate_gain("leaky_relu", SLOPE))
+
+
 def check_lenet_shape(shape: tuple[int, ...], channels: Sequence[int]) -> int:
     """The side of square images `(C, S, S)` that can be halved once for each of the `channels`."""
     check_sizes(channels=channels)

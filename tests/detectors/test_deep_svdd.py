@@ -50,6 +50,26 @@ def test_networks_of_cifar10() -> None:
     assert shapes(decoder, torch.rand(2, 128)) == [(128, 4, 4), (64, 8, 8), (32, 16, 16), (3, 32, 32)]
 
 
+@pytest.mark.parametrize(
+    ("channels", "pretrain_epochs", "xavier"),
+    [([32, 64, 128], 1, True), ([32, 64, 128], 0, False), ([8, 4], 1, False)],
+)
+def test_first_weights_are_xaviers_in_the_convolutions_of_cifar10s_autoencoder_alone(
+    channels: list[int], pretrain_epochs: int, xavier: bool
+) -> None:
+    """Up to gain sqrt(6 / (fan in + fan out)), where gain^2 = 2 / (1 + slope^2); torch's are up to sqrt(1 / fan in)."""
+    torch.manual_seed(0)
+    detector = DeepSVDD((3, 32, 32), channels=channels, rep=128, pretrain_epochs=pretrain_epochs)
+    for module in detector.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            outputs, inputs, *kernel = module.weight.shape
+            area = int(np.prod(kernel))
+            bound = (inputs * area) ** -0.5
+            if xavier and kernel:
+                bound = (2 / (1 + 0.01**2) * 6 / ((inputs + outputs) * area)) ** 0.5
+            assert bound * 0.95 < module.weight.abs().max().item() <= bound * (1 + 1e-6), module
+
+
 @pytest.mark.parametrize("shape", [(1, 28, 28), (7,)])
 def test_nothing_can_be_constant_by_itself(shape: tuple[int, ...]) -> None:
     detector = DeepSVDD(shape)

@@ -8,8 +8,10 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 
+from anomaly_bench.compose import settings_of
 from anomaly_bench.data.dataset import resized
 from anomaly_bench.detector import Detector, Rows
 from anomaly_bench.detectors.ae import Autoencoder
@@ -53,6 +55,29 @@ def test_is_scikit_learns_without_pca(gamma: float | str) -> None:
     theirs = OneClassSVM(nu=0.1, gamma=gamma).fit(flat(train))
     scores = detector.score(test.take(torch.arange(len(test))))
     np.testing.assert_allclose(scores.numpy(), -theirs.decision_function(flat(test)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pca", [0.95, None])
+def test_is_scikit_learns_on_standardised_columns(pca: float | None, tmp_path) -> None:
+    train, test, _ = digits(8)
+    train.x[:, :, :, 5] //= 20  # columns of unlike width
+    detector = learned(OCSVM(train.shape, standardise=True, pca=pca), train)
+    steps = [StandardScaler(), *([PCA(pca, svd_solver="full")] if pca else [])]
+    theirs = make_pipeline(*steps, OneClassSVM(nu=0.1, gamma="scale")).fit(flat(train))
+    x = test.take(torch.arange(len(test)))
+    scores = detector.score(x)
+    np.testing.assert_allclose(scores.numpy(), -theirs.decision_function(flat(test)), rtol=0, atol=1e-6)
+    save_file(detector.state_dict(), tmp_path / "kept.safetensors")
+    other = OCSVM(train.shape, standardise=True, pca=pca).eval()
+    other.load_state_dict(load_file(tmp_path / "kept.safetensors"))
+    assert torch.equal(other.score(x), scores)
+
+
+def test_on_pretrained_features_it_standardises_and_leaves_out_nothing() -> None:
+    settings, _ = settings_of(["model=pretrained_ocsvm"])
+    model = settings.model
+    assert (model.standardise, model.pca, model.unit) == (True, None, False)
+    assert (model.nu, model.gamma, model.gamma_factor) == (0.1, "scale", 1.0)
 
 
 def test_rows_without_pixels_and_more_support_vectors_than_a_block() -> None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch.nn.functional import leaky_relu
 from anomaly_bench.detector import Batch, Rows
 from anomaly_bench.detectors.rdp import RDP
 from anomaly_bench.errors import SettingError
+from anomaly_bench.places import CONFIGS
 from anomaly_bench.training.trainer import Trainer, Walk
 
 
@@ -52,16 +54,26 @@ def test_one_update_of_each_tree() -> None:
 
 
 def test_first_weights_and_dropout_are_the_codes() -> None:
-    """Kaiming-normal eta, whose deviation is sqrt(2 / D); a tenth of phi's outputs is dropped, in training only."""
+    """Kaiming-normal, of deviation sqrt(2 / D), biases 0; a tenth of phi's outputs is dropped, in training only."""
     torch.manual_seed(0)
     detector = RDP((200,), trees=5)
-    assert detector.eta.std().item() == pytest.approx(0.1, rel=0.02)
-    assert detector.phi.abs().max().item() == pytest.approx(200**-0.5, rel=0.01)
+    for weight, bias in ((detector.eta, detector.eta_bias), (detector.phi, detector.phi_bias)):
+        assert weight.std().item() == pytest.approx(0.1, rel=0.02)
+        assert weight.abs().max() > 0.3  # more than uniform weights reach
+        assert not bias.any()
+    assert not torch.equal(detector.eta, detector.phi)
     x = torch.rand(100, 200)
     for training, share in ((True, 0.1), (False, 0.0)):
         eta, phi = detector.train(training).project(x)
         assert (phi == 0).float().mean().item() == pytest.approx(share, abs=0.01)
         assert (eta != 0).all()
+
+
+def test_a_level_is_as_long_as_the_codes() -> None:
+    """30 updates in each epoch, up to the last of 200 after which it keeps its nets: every 24th from the first on."""
+    kept = max(range(0, 200, 24)) + 1
+    config = yaml.safe_load((CONFIGS / "model" / "rdp.yaml").read_text())
+    assert config["steps"] == RDP((3,)).steps == 30 * kept
 
 
 def test_score_is_the_trees_mean_error() -> None:
@@ -83,7 +95,7 @@ def test_score_is_the_trees_mean_error() -> None:
 
 
 def test_levels_drop_the_highest_and_start_anew() -> None:
-    detector, train = small(filter_ratio=0.25, trees=3), rows()
+    detector, train = small(filter_ratio=0.25, trees=3, subsample=60), rows()
     walk, sizes, firsts = Walk(detector, train), [], []
     while walk.next() is not None:
         sizes.append(tuple(detector.members.shape))
@@ -105,11 +117,12 @@ def test_what_is_dropped_scores_highest() -> None:
     assert 7 not in detector.members
 
 
-def test_trees_draw_with_replacement() -> None:
-    detector = small(subsample=50)
+@pytest.mark.parametrize("subsample", [50, 500])
+def test_trees_draw_with_replacement_however_few_rows_there_are(subsample: int) -> None:
+    detector = small(subsample=subsample)
     Walk(detector, rows()).next()
-    assert detector.members.shape == (2, 50)
-    assert len(detector.members[0].unique()) < 50
+    assert detector.members.shape == (2, subsample)
+    assert len(detector.members[0].unique()) < subsample
     assert detector.draw(rows(), 7).shape == (2, 7, 5)
 
 

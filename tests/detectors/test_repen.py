@@ -72,6 +72,16 @@ def test_draws_by_weight() -> None:
     assert len(distinct(50_000, 8).unique()) == 8
 
 
+def test_first_weights_are_those_of_keras() -> None:
+    """Glorot's uniform, up to sqrt(6 / (D + M)), where torch's are up to sqrt(1 / D); the shift is 0."""
+    torch.manual_seed(0)
+    weight, bias = REPEN((180,), rep=20).parameters()
+    bound = (6 / 200) ** 0.5
+    assert bound * 0.99 < weight.abs().max().item() <= bound
+    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
+    assert not bias.any()
+
+
 def test_one_update() -> None:
     detector, train = small(), rows()
     stage = Walk(detector, train).next()
