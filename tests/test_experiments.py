@@ -180,3 +180,12 @@ def test_what_an_experiment_sets_stands(name):
             continue
         of_key = OmegaConf.merge(made[key], value) if OmegaConf.is_config(value) else value
         assert of_key == made[key], key
+
+
+def test_the_gans_side_by_side_mirror_no_digit_and_have_a_bottleneck():
+    assert composed("experiment=gans_mnist", "model=f_anogan").model.flip is False
+    repair = composed("experiment=gans_mnist", "model=positive_sample").model
+    assert (repair.augment, repair.nz) == (False, 100)
+    textures = composed("model=positive_sample", "data=folder").model
+    assert (textures.augment, textures.nz) == (True, 4000)
+    assert composed("model=f_anogan", "data=folder").model.flip is True

@@ -31,10 +31,11 @@ try, since here a Wasserstein GAN is trained with five updates of the critic for
 then the encoder for 50,000 updates however few the images.
 
 Traps: `model.epochs=7` is little where images are few: 6,000 of them make 126 updates of the generator.
-`trainer.max_epochs` cuts the encoder's stage too. `model.flip=true` suits retinal scans; digits, letters and
-all else that is not normal any more when mirrored want `model.flip=false`. Where the GAN rebuilds badly the
-score is worth nothing: near or below chance was reported of A03ki/f-AnoGAN on carpets, bottles and DAGM, and
-mode collapse on CIFAR-10 of the official code, so look at the reconstructions in `figures/` before the AUROC.
+`trainer.max_epochs` cuts the encoder's stage too. `model.flip=true` suits retinal scans; letters and all
+else that is not normal any more when mirrored want `model.flip=false`, which the sets of digits have without
+being told. Where the GAN rebuilds badly the score is worth nothing: near or below chance was reported of
+A03ki/f-AnoGAN on carpets, bottles and DAGM, and mode collapse on CIFAR-10 of the official code, so look at the
+reconstructions in `figures/` before the AUROC.
 """
 
 import math
