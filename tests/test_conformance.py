@@ -129,7 +129,7 @@ GOOD_CONTROL: dict[str, str] = {
 }
 """By model: why training need not improve on the untrained control."""
 
-ON_ROWS = {"alad_arrhythmia", "alad_kdd", "egbad_kdd", "fence_gan_kdd"}
+ON_ROWS = {"alad_arrhythmia", "alad_kdd", "egbad_kdd", "fence_gan_kdd", "memae_kdd"}
 """Models whose config is for rows, though their method takes images as well; another config of it shows that."""
 
 OTHER_SCORE = {
