@@ -1,7 +1,7 @@
 """The interface of a method: what it learns in which stages, how it scores, and what else it can show."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import unwrap
 from typing import ClassVar, NamedTuple
@@ -14,7 +14,18 @@ from torch.optim import Optimizer
 from anomaly_bench.errors import SettingError
 from anomaly_bench.rows import Batch, Rows
 
-__all__ = ["Batch", "Detector", "Explanation", "Rows", "Stage", "adam", "agreed", "descend", "detached"]
+__all__ = [
+    "Batch",
+    "Detector",
+    "Explanation",
+    "RMSProp",
+    "Rows",
+    "Stage",
+    "adam",
+    "agreed",
+    "descend",
+    "detached",
+]
 
 
 @dataclass(frozen=True)
@@ -147,6 +158,38 @@ def adam(
     """Adam over the parameters of `modules`, each update one fused pass; weight decay is added to gradients."""
     parameters = [parameter for module in modules for parameter in module.parameters()]
     return Adam(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+
+
+class RMSProp(Optimizer):
+    """RMSProp as TensorFlow 1 has it: mean squares begin at one, so that it starts slowly, and eps is in the root.
+
+        v = alpha v + (1 - alpha) g^2,   w = w - lr g / sqrt(v + eps)
+
+    Mean squares are made with it, since what a recorded step makes begins at zero.
+    """
+
+    add_param_group = unwrap(Optimizer.add_param_group)
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, lr: float, alpha: float = 0.9, eps: float = 1e-10
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "alpha": alpha, "eps": eps})
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["square"] = torch.ones_like(parameter, requires_grad=False)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of every parameter that has a gradient."""
+        each = torch.ops.aten
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            gradients = [weight.grad for weight in weights]
+            squares = [self.state[weight]["square"] for weight in weights]
+            each._foreach_mul_(squares, group["alpha"])
+            each._foreach_addcmul_(squares, gradients, gradients, value=1 - group["alpha"])
+            roots = each._foreach_sqrt(each._foreach_add(squares, group["eps"]))
+            each._foreach_addcdiv_(weights, gradients, roots, value=-group["lr"])
 
 
 def descend(optimizer: Optimizer, loss: Tensor, keep_graph: bool = False) -> None:

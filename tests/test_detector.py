@@ -1,10 +1,11 @@
+import math
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from anomaly_bench.detector import Detector, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import Detector, RMSProp, Rows, Stage, adam, descend, detached
 
 
 class Mean(Detector):
@@ -157,3 +158,35 @@ def test_adam_is_that_of_torch_to_the_bit() -> None:
     for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert mine.equal(its)
         assert mine.requires_grad
+
+
+def by_tensorflows_rmsprop(weight: float, gradients: list[float], lr: float, eps: float) -> float:
+    """TensorFlow's rule for one number."""
+    square = 1.0
+    for gradient in gradients:
+        square = 0.9 * square + 0.1 * gradient * gradient
+        weight -= lr * gradient / math.sqrt(square + eps)
+    return weight
+
+
+@pytest.mark.parametrize("updates", [1, 10])
+@pytest.mark.parametrize("eps", [1e-10, 0.3])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_rmsprop_is_that_of_tensorflow(updates: int, eps: float, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, 2).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    first, gradients = layer.weight.detach().clone(), torch.randn(updates, 4, 3, 2, 2)
+    optimizer = RMSProp([layer.weight], lr=0.1, eps=eps)
+    for gradient in gradients:
+        descend(optimizer, (layer.weight * gradient).sum())
+    pairs = zip(first.flatten().tolist(), gradients.flatten(1).T.tolist(), strict=True)
+    expected = torch.tensor([by_tensorflows_rmsprop(w, each, 0.1, eps) for w, each in pairs])
+    torch.testing.assert_close(layer.weight.detach().flatten(), expected)
+
+
+def test_rmsprop_leaves_what_has_no_gradient() -> None:
+    moved, still = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    moved.grad = torch.ones(2)
+    RMSProp([moved, still], lr=0.1).step()
+    assert still.equal(torch.ones(2))
+    assert not moved.equal(torch.ones(2))

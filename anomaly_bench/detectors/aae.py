@@ -40,6 +40,7 @@ with `aae`.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -47,18 +48,20 @@ from torch import Tensor, nn
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.losses import bce, gradient_penalty
+from anomaly_bench.networks.bigan import init_weights
 from anomaly_bench.networks.dcgan import check_dcgan_shape
 from anomaly_bench.networks.resnet import Encoder, Generator
 
 
 class CodeCritic(nn.Sequential):
-    """Values, or logits of being a draw from the prior, `[N]`, of codes `[N, nz]`."""
+    """Values, or logits of being a draw from the prior, `[N]`, of codes `[N, nz]`; its first weights are N(0, 0.01)."""
 
     def __init__(self, nz: int) -> None:
         first, second = nn.Linear(nz, 200), nn.Linear(200, 400)
         super().__init__(
             first, nn.LeakyReLU(0.2), second, nn.LeakyReLU(0.2), nn.Linear(400, 1), nn.Flatten(0)
         )
+        init_weights(self, partial(nn.init.normal_, std=0.01))
 
 
 class AAE(Detector):

@@ -16,7 +16,9 @@ Pixels are taken to [0, 1] first, R ends in a sigmoid. Where paper and official 
 
 - The reconstruction is the paper's: squared error against the clean image, its weight 0.4. The code takes the
   cross-entropy of tanh outputs, as if they were logits, against the noisy image, with 0.2.
-- The schedule is the code's: RMSProp, one update of D and two of R on each batch, with one draw of the noise.
+- The schedule is the code's: one update of D and two of R on each batch, with one draw of the noise, and
+  TensorFlow's RMSProp, whose mean squares begin at one, so that its first steps are short. The numbers in
+  `results/` were made with PyTorch's, whose first steps are the longest.
   The code draws the noise of every image once for all epochs; here it is drawn anew, as the paper's formula.
 - The layers are the code's. The paper has 64, 128, 256, 512 filters, which `width=64` gives to D; the code's R
   has one stage less than the paper's.
@@ -51,7 +53,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, descend, detached
+from anomaly_bench.detector import Batch, Detector, Explanation, RMSProp, Rows, Stage, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.dcgan import dcgan_init
@@ -155,10 +157,7 @@ class ALOCC(Detector):
 
     def stages(self, train: Rows) -> Iterator[Stage]:
         """One stage: on every batch the discriminator steps once and the refiner `refiner_steps` times."""
-        r, d = (
-            torch.optim.RMSprop(network.parameters(), lr=self.lr, alpha=0.9, eps=1e-10)
-            for network in (self.refine, self.discriminate)
-        )
+        r, d = (RMSProp(network.parameters(), lr=self.lr) for network in (self.refine, self.discriminate))
 
         def step(batch: Batch) -> dict[str, Tensor]:
             x = unit(batch.x)

@@ -27,6 +27,7 @@ All follows the official code, of which:
 - Stride-2 convolutions of 5 x 5 are padded on both sides, TensorFlow's on one; batch norm has PyTorch's momentum
   and epsilon.
 - `d_decay`: the discriminator's learning rate is `d_lr / (1 + d_decay * t)` at its t-th step; CIFAR-10 has 1e-5.
+- `d_l2`: an option of the code for CIFAR-10, 0 unless told.
 - KDD99: the paper's settings were not to be had. The layers are those of another's copy of the method, without
   its dropout; alpha, beta and gamma are those of the code's two-dimensional example.
 - It reports the test images at the epoch with the best AUPRC or AUROC on validation images, with anomalies among
@@ -75,6 +76,7 @@ class FenceGAN(Detector):
         gamma: weight of the generated rows in the discriminator's loss.
         losses: `code` or `paper`; see above.
         d_lr, d_decay: learning rate of the discriminator, and how fast it falls.
+        d_l2: weight of the squares of its convolutions' kernels in each of its losses.
         g_lr, beta1: learning rate of the generator, and of both Adams the first beta.
         pretrain: epochs of the discriminator alone.
         batch_size, epochs: of the GAN.
@@ -94,6 +96,7 @@ class FenceGAN(Detector):
         losses: str = "code",
         d_lr: float = 1e-5,
         d_decay: float = 0.0,
+        d_l2: float = 0.0,
         g_lr: float = 2e-5,
         beta1: float = 0.5,
         pretrain: int = 15,
@@ -118,7 +121,8 @@ class FenceGAN(Detector):
             draw = nn.init.xavier_normal_
         init_weights(self, draw)
         self.nz, self.alpha, self.beta, self.gamma, self.losses = nz, alpha, beta, gamma, losses
-        self.d_lr, self.d_decay, self.g_lr, self.betas = d_lr, d_decay, g_lr, (beta1, 0.999)
+        self.d_lr, self.d_decay, self.d_l2 = d_lr, d_decay, d_l2
+        self.g_lr, self.betas = g_lr, (beta1, 0.999)
         self.pretrain, self.batch_size, self.epochs = pretrain, batch_size, epochs
 
     def stages(self, train: Rows) -> Iterator[Stage]:
@@ -164,6 +168,9 @@ class FenceGAN(Detector):
 
         The rate of the next step comes from that of this one, since the optimiser's settings are what is kept.
         """
+        if self.d_l2:
+            kernels = (weight for weight in self.discriminate.parameters() if weight.dim() == 4)
+            loss = loss + self.d_l2 * sum(kernel.square().sum() for kernel in kernels)
         descend(d, loss)
         if not self.d_decay:
             return

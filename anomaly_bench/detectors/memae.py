@@ -23,7 +23,7 @@ When to use it: On small images of one normal class where a plain autoencoder re
 `results/memae_mnist` (20 epochs) it has a mean AUROC of .932 and `ae` .924, better at 7 of 10 digits, which a
 signed rank test does not tell from chance (p .375); with nine normal digits (`results/autoencoders_mnist`)
 .744 and .794, lost on one digit alone, the 8 (.585 against .898). Training and scoring are cheap, five to
-nine times as many images a second as `ae` (`results/cost.md`). Rows of numbers take `model.network=dense`.
+nine times as many images a second as `ae` (`results/cost.md`). Rows of numbers take `memae_kdd`.
 
 Traps: With cosines, `model.shrink` above 1 removes all items at the start: every row is rebuilt as the same
 one, and `entropy` in `losses.csv` is 0. At 1 the mix is hardly sparse: `entropy` ends near 3.6 in the records

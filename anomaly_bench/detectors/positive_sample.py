@@ -25,7 +25,7 @@ What the paper leaves open, and what is done here:
   radius 1, a window of 5 x 5.
 - The score of a whole image: the mean of the highest tenth of its map (`top`); the paper scores pixels.
 - Epochs: 300, as there. `augment` turns, scales and blurs training images, as the paper does with textures; what
-  is upright by nature, like digits, wants `augment=false`.
+  is upright by nature wants `augment=false`, which the sets of digits have without being told.
 
 When to use it: On surfaces of a simple, periodic texture, with images of defect-free ones only, when a map of
 where is wanted; the paper has 256 and 512 pixels. Training is that of a GAN, 300 passes; a score is one pass
@@ -34,12 +34,12 @@ only darker shows at its edge alone. On complex, random backgrounds it fails, as
 there take `pretrained_patches` or `uninformed_students`.
 
 Traps: A bottleneck of 4,000 is none for small images: 32 x 32 grey ones have 1,024 pixels, so lower
-`model.nz`. In flat areas a repaired image that wavers by a single level has other patterns, so that a plain
-background scores too. Patterns are compared as numbers, in which one neighbour counts 128 times as much as
-another. What is to be found should look like what is painted on: set `model.min_defect` and
-`model.max_defect` to its size. The paper's 98.5 % is the share of right pixels, which an answer of "all
-normal" nearly has too where defects are small; lambda, epochs, layers and the window are not in it, so that
-no run here reproduces it.
+`model.nz`; it is 100 on the sets of such images that are known by name. In flat areas a repaired image that
+wavers by a single level has other patterns, so that a plain background scores too. Patterns are compared as
+numbers, in which one neighbour counts 128 times as much as another. What is to be found should look like what
+is painted on: set `model.min_defect` and `model.max_defect` to its size. The paper's 98.5 % is the share of
+right pixels, which an answer of "all normal" nearly has too where defects are small; lambda, epochs, layers
+and the window are not in it, so that no run here reproduces it.
 """
 
 import math

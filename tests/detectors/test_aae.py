@@ -12,7 +12,7 @@ from steps import (
     networks,
     stage_of,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomaly_bench.detector import Rows
 from anomaly_bench.detectors.aae import AAE
@@ -36,6 +36,14 @@ def test_shapes(shape: tuple[int, ...]) -> None:
     assert reconstruction.shape == x.shape
     assert code.shape == (3, 5)
     torch.testing.assert_close(detector.score(x), score)
+
+
+def test_the_critic_begins_small() -> None:
+    layers = [layer for layer in small(nz=128).criticise if isinstance(layer, nn.Linear)]
+    for layer in layers:
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)  # of 400 weights: deviation 0.035
+        assert not layer.bias.any()
+    assert len(layers) == 3
 
 
 def critic_loss(criticise, real: Tensor, fake: Tensor, adversary: str) -> Tensor:

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from anomaly_bench.data.dataset import resized
-from anomaly_bench.detector import Batch, Rows, Stage
+from anomaly_bench.detector import Batch, RMSProp, Rows, Stage
 from anomaly_bench.detectors.f_anogan import FAnoGAN
 from anomaly_bench.errors import SettingError
 from anomaly_bench.training.scoring import score_rows
@@ -126,7 +126,7 @@ def test_one_encoder_step_is_the_papers_loss(training: str) -> None:
 
     torch.manual_seed(5)
     generate, encode, f = reference.generate.eval(), reference.encode.train(), reference.criticise.features
-    x, e = batch.x, torch.optim.RMSprop(encode.parameters(), lr=1e-3, alpha=0.9, eps=1e-10)
+    x, e = batch.x, RMSProp(encode.parameters(), lr=1e-3)
     if training == "ziz":
         z = torch.randn(8, 6)
         loss = ((z - encode(generate(z))) ** 2).sum() / (8 * 6)

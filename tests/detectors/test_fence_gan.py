@@ -33,6 +33,7 @@ def plain_bce(p: Tensor, target: float) -> Tensor:
     [
         (IMAGE, {}),
         (IMAGE, {"networks": "cifar10", "d_decay": 0.5}),
+        (IMAGE, {"networks": "cifar10", "d_l2": 0.1}),
         (IMAGE, {"losses": "paper", "beta": 7.0, "d_decay": 0.25}),
         (ROW, {"gamma": 0.4}),
     ],
@@ -49,10 +50,12 @@ def test_two_updates_equal_the_equations(
     opt_g = torch.optim.Adam(g.parameters(), lr=1e-3, betas=(0.5, 0.999))
     opt_d = torch.optim.Adam(d.parameters(), lr=1e-3, betas=(0.5, 0.999))
     updates = 0
+    convolutions = [i for i, layer in enumerate(d) if isinstance(layer, nn.Conv2d)]
 
     def descend_d(loss: Tensor) -> None:
         nonlocal updates
         opt_d.param_groups[0]["lr"] = 1e-3 / (1 + settings.get("d_decay", 0) * updates)
+        loss = loss + settings.get("d_l2", 0) * sum((d[i].weight ** 2).sum() for i in convolutions)
         opt_d.zero_grad()
         loss.backward()
         opt_d.step()

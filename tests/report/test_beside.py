@@ -231,6 +231,27 @@ def test_f1_stands_beside_the_control_s():
     ]
 
 
+@pytest.mark.parametrize(
+    ("table", "model", "own", "other", "f1"),
+    [
+        ("egbad_kddcup99", "egbad_kdd", {"score_method": "cross-e"}, {"score_method": "fm"}, "0.937"),
+        ("memae_kddcup99", "memae_kdd", {}, None, "0.964"),
+        ("memae_kddcup99", "ae_dense", {"hidden": [60, 30, 10], "code": 3}, {"code": 32}, "0.934"),
+    ],
+)
+def test_kdd_stands_beside_the_papers_own_score_and_sizes(tmp_path, table, model, own, other, f1):
+    def shown(settings):
+        write_text(tmp_path / "config.yaml", f"model: {settings}\n")
+        facts = {"model": model, "data": "kddcup99", "protocol": "tabular_half"}
+        made = made_up(metrics={"f1": 0.9}, **facts | {"class": None, "class_index": None})
+        record = Record(tmp_path, made.status, made.run, made.metrics, {})
+        (found,) = paper_tables(named(record, name=table))
+        return [row["paper"] for row in rows_of(found) if row["clean"] == "0.900"]
+
+    assert shown(own) == [f1]
+    assert other is None or shown(own | other) == []
+
+
 def baggage(**facts) -> Record:
     kinds = {"1.abnormal/gun": 0.8, "1.abnormal/gun-part": 0.6, "1.abnormal/knife": 0.7}
     facts = {

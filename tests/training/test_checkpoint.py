@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 from toys import Plan, dictated, rows
 
+from anomaly_bench.detector import RMSProp
 from anomaly_bench.errors import SettingError
 from anomaly_bench.training import checkpoint
 from anomaly_bench.training.checkpoint import (
@@ -60,10 +61,11 @@ def test_round_trip(tmp_path: Path) -> None:
         lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.5, 0.9), fused=True),
         lambda p: torch.optim.Adam([{"params": [p[0]], "lr": 0.3}, {"params": p[1:]}], lr=0.1),
         lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.9),
+        lambda p: RMSProp(p, lr=0.01),
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
         lambda p: torch.optim.SGD(p, lr=0.1),
     ],
-    ids=["adam", "adam in groups", "rmsprop", "momentum", "sgd"],
+    ids=["adam", "adam in groups", "rmsprop", "tensorflow's", "momentum", "sgd"],
 )
 def test_an_optimizer_goes_on_where_it_stood(tmp_path: Path, make) -> None:
     x, path = torch.randn(4, 3), tmp_path / "checkpoint.safetensors"
