@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from anomaly_bench.detectors import dagmm
 from anomaly_bench.record import read_json, read_records
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -128,6 +129,28 @@ def test_the_readme_has_the_table_of_dagmm_as_the_records_give_it(sets):
     lines = [f"| {method} |" + "".join(table[method] for table in tables) for method in tables[0]]
     readme = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
     assert "\n".join(["|:---|" + "---:|---:|---:|" * len(sets), *lines, ""]) in readme
+
+
+def test_dagmm_s_docstring_has_the_reconstructions_that_the_records_give():
+    def last(name: str, loss: str) -> list[float]:
+        """Mean over the runs scaled by training rows, on each of three tables, of the last value of a loss."""
+        means = []
+        for data in ("kddcup99", "thyroid", "arrhythmia"):
+            runs = (RESULTS / f"dagmm_{data}" / "records").glob(f"*-tabular_half-{name}-normal-*")
+            scaled = [run for run in runs if "scaling: train" in (run / "config.yaml").read_text()]
+            means.append(sum(pd.read_csv(run / "losses.csv")[loss].iloc[-1] for run in scaled) / len(scaled))
+        return means
+
+    def short(value: float) -> str:
+        return f"{value:.3f}".removeprefix("0")
+
+    words = " ".join((dagmm.__doc__ or "").split())
+    first, second, third = map(short, last("dagmm", "reconstruction"))
+    assert f" is {first} there, {second} on thyroid, {third} on arrhythmia (" in words
+    for name in ("dagmm_p", "pae"):
+        assert f"{name} {', '.join(map(short, last(name, 'reconstruction')))}" in words
+    weighted = [0.005 * value for value in last("pae_gmm", "penalty")]
+    assert f"`penalty` is {', '.join(f'{value:.0f}' for value in weighted)} (pae_gmm)" in words
 
 
 def test_the_readme_s_speeds_are_the_benchmarks():
