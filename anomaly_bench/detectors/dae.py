@@ -7,14 +7,15 @@ The input is corrupted, the clean one is to be rebuilt, so that copying is no so
 is the way back to where the data lie.
 
     x~   = x where b = 1, else the empty value; each entry's b is 0 with probability nu     corruption=masking
+         = x where b = 1, else the least or the greatest value, as a coin falls            corruption=salt_pepper
          = x + sigma e,  e ~ N(0, I)                                                       corruption=gaussian
     L    = mean over entries of (x - D(E(x~)))^2
     A(x) = |x - D(E(x))|^2, of the uncorrupted x
 
 Corruption is drawn anew in every step, and there is none in a score. An entry is emptied to 0 in the paper,
-whose pixels are on [0, 1]: here black, -1 for images, and 0 for rows. The paper rebuilds binary pixels by
-cross-entropy with one sigmoid layer; the networks and the squared error here are those of the baselines that
-detectors are compared with, `ae`'s, so that the corruption is all that differs.
+whose pixels are on [0, 1]: here black, -1 for images, and 0 for rows; the greatest value is 1. The paper
+rebuilds binary pixels by cross-entropy with one sigmoid layer; the networks and the squared error here are
+those of the baselines that detectors are compared with, `ae`'s, so that the corruption is all that differs.
 
 When to use it: In place of `ae`: network, cost and residual map are the same, and noise on the inputs is all
 that is added. `dae_gaussian` has the best average rank of fifteen in results/autoencoders_mnist, with a mean
@@ -50,8 +51,8 @@ class DAE(Detector):
         code: length of the code.
         width: filters of the first stage of `conv`.
         hidden: units of the layers of `dense`, from the row to the code.
-        corruption: `masking` or `gaussian`.
-        nu: probability of an entry to be emptied by `masking`, in [0, 1).
+        corruption: `masking`, `salt_pepper` or `gaussian`.
+        nu: probability of an entry to be replaced by `masking` or `salt_pepper`, in [0, 1).
         sigma: standard deviation of `gaussian`.
         lr, batch_size, epochs: of Adam.
     """
@@ -72,8 +73,8 @@ class DAE(Detector):
         epochs: int = 200,
     ) -> None:
         super().__init__()
-        if corruption not in ("masking", "gaussian"):
-            raise SettingError(f"model.corruption={corruption}: allowed are masking, gaussian")
+        if corruption not in ("masking", "salt_pepper", "gaussian"):
+            raise SettingError(f"model.corruption={corruption}: allowed are masking, salt_pepper, gaussian")
         if not 0 <= nu < 1:
             raise SettingError(f"model.nu={nu}: must be at least 0 and below 1")
         if sigma < 0:
@@ -96,10 +97,14 @@ class DAE(Detector):
         yield Stage("denoising", self.epochs, step, (optimizer,), self.batch_size)
 
     def corrupted(self, x: Tensor) -> Tensor:
-        """x~, `[N, *shape]`: each entry emptied with probability nu, or with Gaussian noise added."""
+        """x~, `[N, *shape]`: each entry replaced with probability nu, or with Gaussian noise added."""
         if self.corruption == "gaussian":
             return x + self.sigma * torch.randn_like(x)
-        return torch.where(torch.rand_like(x) < self.nu, self.empty, x)
+        replaced = torch.rand_like(x) < self.nu
+        if self.corruption == "masking":
+            return torch.where(replaced, self.empty, x)
+        pepper = torch.rand_like(x) < 0.5
+        return torch.where(replaced, torch.where(pepper, self.empty, 1.0), x)
 
     def score(self, x: Tensor) -> Tensor:
         """Squared reconstruction error of the uncorrupted row, summed over its entries, `[N]`."""

@@ -71,6 +71,8 @@ class GANomaly(Detector):
         shape: `(C, S, S)` of one image.
         nz: length of the code.
         ngf, ndf: filters of the first stage of the generator's networks and of the discriminator.
+        extralayers: convolutions that keep the size, behind the first stage of encoders and discriminator and
+            before the decoder's last.
         w_adv, w_con, w_enc: weights of the losses (4).
         losses: `head`, `first` or `paper`; see above.
         reinit_below: the discriminator starts anew when its loss is below this; 0 for never.
@@ -85,6 +87,7 @@ class GANomaly(Detector):
         nz: int = 100,
         ngf: int = 64,
         ndf: int = 64,
+        extralayers: int = 0,
         w_adv: float = 1.0,
         w_con: float = 50.0,
         w_enc: float = 1.0,
@@ -101,11 +104,13 @@ class GANomaly(Detector):
             raise SettingError(f"model.losses={losses}: allowed are head, first, paper")
         if score_norm not in ("l1", "l2"):
             raise SettingError(f"model.score_norm={score_norm}: allowed are l1, l2")
+        if extralayers < 0:
+            raise SettingError(f"model.extralayers={extralayers}: must be at least 0")
         nc, size = check_dcgan_shape(shape)
-        self.encode = Encoder(size, nc, nz, ngf)
-        self.decode = Decoder(size, nc, nz, ngf)
-        self.reencode = Encoder(size, nc, nz, ngf)
-        self.discriminate = Discriminator(size, nc, ndf)
+        self.encode = Encoder(size, nc, nz, ngf, extralayers)
+        self.decode = Decoder(size, nc, nz, ngf, extralayers)
+        self.reencode = Encoder(size, nc, nz, ngf, extralayers)
+        self.discriminate = Discriminator(size, nc, ndf, extralayers)
         self.apply(dcgan_init)
         self.w_adv, self.w_con, self.w_enc = w_adv, w_con, w_enc
         self.losses = losses

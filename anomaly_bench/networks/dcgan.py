@@ -109,16 +109,23 @@ def check_multiple(shape: tuple[int, ...], step: int) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def extra_layer(width: int) -> tuple[nn.Module, nn.Module]:
+    """A convolution of 3 x 3 that keeps size and filters, with batch norm."""
+    return nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+
+
 class Encoder(nn.Module):
     """Strided convolutions from `[N, nc, size, size]` down to 4 x 4, then one over all of it.
 
     The stages before that last convolution are `features`, giving `[N, ngf * size / 8, 4, 4]`; `head` makes
-    `[N, nz, 1, 1]` of them. No bias; no batch norm on the first stage.
+    `[N, nz, 1, 1]` of them. No bias; no batch norm on the first stage, behind which `extralayers` keep its size.
     """
 
-    def __init__(self, size: int, nc: int, nz: int, ngf: int) -> None:
+    def __init__(self, size: int, nc: int, nz: int, ngf: int, extralayers: int = 0) -> None:
         super().__init__()
         stages: list[nn.Module] = [nn.Conv2d(nc, ngf, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
+        for _ in range(extralayers):
+            stages += [*extra_layer(ngf), nn.LeakyReLU(0.2, inplace=True)]
         side, width = size // 2, ngf
         while side > 4:
             stages += [
@@ -138,7 +145,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Sequential):
     """The encoder's mirror: codes `[N, nz, 1, 1]` to images `[N, nc, size, size]` in (-1, 1)."""
 
-    def __init__(self, size: int, nc: int, nz: int, ngf: int) -> None:
+    def __init__(self, size: int, nc: int, nz: int, ngf: int, extralayers: int = 0) -> None:
         width, side = ngf * size // 8, 4
         stages: list[nn.Module] = [
             FromPoint(nz, width, 4, bias=False),
@@ -152,14 +159,16 @@ class Decoder(nn.Sequential):
                 nn.ReLU(inplace=True),
             ]
             side, width = side * 2, width // 2
+        for _ in range(extralayers):
+            stages += [*extra_layer(width), nn.ReLU(inplace=True)]
         super().__init__(*stages, nn.ConvTranspose2d(width, nc, 4, 2, 1, bias=False), nn.Tanh())
 
 
 class Discriminator(Encoder):
     """An encoder with one output: features `[N, ndf * size / 8, 4, 4]` and logits `[N]` of being real."""
 
-    def __init__(self, size: int, nc: int, ndf: int) -> None:
-        super().__init__(size, nc, 1, ndf)
+    def __init__(self, size: int, nc: int, ndf: int, extralayers: int = 0) -> None:
+        super().__init__(size, nc, 1, ndf, extralayers)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Features and logits of images `[N, nc, size, size]`."""

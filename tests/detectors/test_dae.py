@@ -13,7 +13,7 @@ def small(shape=(1, 16, 16), **settings) -> DAE:
     return DAE(shape, **{"network": "dense", "code": 4, "hidden": (10,)} | settings)
 
 
-@pytest.mark.parametrize("corruption", ["masking", "gaussian"])
+@pytest.mark.parametrize("corruption", ["masking", "salt_pepper", "gaussian"])
 def test_one_update_rebuilds_the_clean_rows(corruption):
     detector = small(network="conv", width=4, corruption=corruption, nu=0.4, sigma=0.3)
     plain, first = copy.deepcopy(detector).train(), copy.deepcopy(detector)
@@ -26,6 +26,9 @@ def test_one_update_rebuilds_the_clean_rows(corruption):
     if corruption == "masking":
         kept = (torch.rand(x.shape) >= 0.4).float()
         x_tilde = kept * x + (1 - kept) * -1
+    elif corruption == "salt_pepper":
+        kept, salt = (torch.rand(x.shape) >= 0.4).float(), (torch.rand(x.shape) >= 0.5).float()
+        x_tilde = kept * x + (1 - kept) * (2 * salt - 1)
     else:
         x_tilde = x + 0.3 * torch.randn(x.shape)
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
@@ -50,6 +53,16 @@ def test_masking_empties_a_share_nu_of_the_entries_anew_each_time():
     assert small((9,)).corrupted(torch.ones(50, 9)).unique().tolist() == [0.0, 1.0]
 
 
+def test_salt_and_pepper_are_the_extremes_in_equal_shares():
+    detector, x = small(corruption="salt_pepper", nu=0.25), torch.full((40, 1, 16, 16), 0.5)
+    corrupted = detector.corrupted(x)
+    assert set(corrupted.unique().tolist()) == {-1.0, 0.5, 1.0}
+    for value in (-1, 1):  # binomial: deviation 0.003
+        assert (corrupted == value).float().mean().item() == pytest.approx(0.125, abs=0.015)
+    rows = small((9,), corruption="salt_pepper").corrupted(torch.full((50, 9), 0.5))
+    assert rows.unique().tolist() == [0.0, 0.5, 1.0]
+
+
 def test_gaussian_noise_has_its_deviation_and_mean():
     detector, x = small(corruption="gaussian", sigma=0.3), torch.full((40, 1, 16, 16), 0.5)
     added = detector.corrupted(x) - x
@@ -70,7 +83,7 @@ def test_the_score_is_of_the_uncorrupted_row():
     assert explained.features.shape == (5, 4)
 
 
-@pytest.mark.parametrize("corruption", ["masking", "gaussian"])
+@pytest.mark.parametrize("corruption", ["masking", "salt_pepper", "gaussian"])
 def test_learning_tells_twos_from_other_digits(corruption):
     before, after = before_and_after(
         lambda shape: DAE(
@@ -91,7 +104,7 @@ def test_learning_tells_twos_from_other_digits(corruption):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"corruption": "salt"}, "model.corruption=salt: allowed are masking, gaussian"),
+        ({"corruption": "salt"}, "model.corruption=salt: allowed are masking, salt_pepper, gaussian"),
         ({"nu": 1.0}, "model.nu=1.0"),
         ({"sigma": -1.0}, "model.sigma=-1.0"),
         ({"shape": (7,), "network": "conv"}, "model.network=conv: it needs images"),

@@ -193,6 +193,8 @@ def test_rows_of_numbers_and_unknown_choices_are_refused():
         small(losses="last")
     with pytest.raises(SettingError, match="l1, l2"):
         small(score_norm="linf")
+    with pytest.raises(SettingError, match=r"model\.extralayers=-1"):
+        small(extralayers=-1)
 
 
 def test_the_layers_are_those_of_the_official_code_at_32_pixels():
@@ -203,3 +205,21 @@ def test_the_layers_are_those_of_the_official_code_at_32_pixels():
     assert upwards == [(100, 256, 4, 4), (256, 128, 4, 4), (128, 64, 4, 4), (64, 1, 4, 4)]
     assert detector.discriminate.head.weight.shape == (1, 256, 4, 4)
     assert next(m for m in detector.encode.features if isinstance(m, nn.BatchNorm2d)).num_features == 128
+
+
+def test_extra_layers_keep_the_size_behind_the_first_stage_and_before_the_last():
+    plain, deeper = small(), small(extralayers=2)
+    z, fake, _ = deeper.eval()(images(2))
+    assert z.shape == (2, 8, 1, 1)
+    assert fake.shape == (2, 1, 32, 32)
+    kernel = (4, 4, 3, 3)
+    for name, place in {"encode": 1, "decode": 3, "reencode": 1, "discriminate": 1}.items():
+        before, after = (
+            [tuple(p.shape) for p in getattr(d, name).parameters() if p.dim() == 4] for d in (plain, deeper)
+        )
+        assert after == [*before[:place], kernel, kernel, *before[place:]], name
+        count = [sum(p.numel() for p in getattr(d, name).parameters()) for d in (plain, deeper)]
+        assert count[1] - count[0] == 2 * (4 * 4 * 9 + 4 + 4), name
+    kinds = [type(m) for m in deeper.decode][-8:-2]
+    assert kinds == 2 * [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    assert [type(m) for m in deeper.encode.features][2:8] == 2 * [nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU]
