@@ -13,8 +13,8 @@ anomaly score.
     A(x) = (1 - lambda) R(x, z*) + lambda D(x, z*),   z* what gradient descent on the same sum ends at
 
 With `gan=wgan_gp` (`model=wgan_anogan`) the GAN is f-AnoGAN's (tSchlegl/f-AnoGAN): residual networks, trained
-with the Wasserstein distance and a gradient penalty, and z ~ N(0, I). That paper compares itself with this
-search, there called iterative.
+with the Wasserstein distance and a gradient penalty, and z ~ N(0, I), but no training image is mirrored. That
+paper compares itself with this search, there called iterative.
 
     L_D  = D(G(z)) - D(x) + lambda_gp (|grad_u D(u)|_2 - 1)^2,   L_G = -D(G(z))
 

@@ -12,7 +12,8 @@ threshold that makes both groups of errors compact, rebuilds the better one only
     A(x) = |x - x^|^2
 
 Errors are summed over a row, not averaged, or lambda would mean something else. k is chosen anew in each batch, as
-in that code; the paper parts all rows at once.
+in that code; the paper parts all rows at once. So do we when all is learned: a row is called anomalous where A(x)
+exceeds e_k of the training rows.
 
 When to use it: For training rows with anomalies among them, as the baseline to better methods: it costs what
 `ae` costs, has its residual map, and takes rows with `model.network=dense`. With 10 % of anomalies
@@ -52,6 +53,8 @@ class DRAE(Detector):
         lr, eps, weight_decay, batch_size, epochs: of Adam.
     """
 
+    threshold: Tensor  # [], e_k of the training rows; infinite until they are parted
+
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -72,12 +75,13 @@ class DRAE(Detector):
             raise SettingError(f"model.lambda_={lambda_}: must be at least 0")
         self.encode = encoder(network, shape, code, width, hidden)
         self.decode = decoder(network, shape, code, width, hidden)
+        self.register_buffer("threshold", torch.tensor(torch.inf))
         self.lambda_ = lambda_
         self.lr, self.eps, self.weight_decay = lr, eps, weight_decay
         self.batch_size, self.epochs = batch_size, epochs
 
     def stages(self, train: Rows) -> Iterator[Stage]:
-        """One stage of L, each batch parted anew."""
+        """One stage of L, each batch parted anew; then all rows are."""
         optimizer = adam(self, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
 
         def step(batch: Batch) -> dict[str, Tensor]:
@@ -87,10 +91,17 @@ class DRAE(Detector):
             return detached(reconstruction=low, separation=separation, share=share)
 
         yield Stage("drae", self.epochs, step, (optimizer,), self.batch_size)
+        errors = train.map(self.score).cpu().double()
+        share = parted(errors)[2].item()
+        self.threshold.copy_(errors.sort().values[round(share * len(errors)) - 1])
 
     def score(self, x: Tensor) -> Tensor:
         """Squared reconstruction error summed over each row, `[N]`."""
         return squared_error(x, self.decode(self.encode(x)))
+
+    def own_threshold(self) -> float | None:
+        """The greatest error of the better group of training rows."""
+        return None if self.threshold.isinf() else self.threshold.item()
 
     def explain(self, x: Tensor) -> Explanation:
         """Score, squared residual map, reconstruction and code."""
@@ -117,4 +128,4 @@ def parted(errors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     h = (whole - sums.square() / k - sums.square() / (n - k)) / whole.clamp_min(1e-12)
     best = h.argmin()
     lower = torch.arange(n, device=e.device) <= best
-    return (e * lower).sum() / lower.sum(), h[best], lower.float().mean()
+    return (e * lower).sum() / lower.sum(), h[best], lower.to(e.dtype).mean()

@@ -108,6 +108,22 @@ def test_contaminated_it_finds_other_digits_among_the_rows_it_learned():
     assert auroc(learn(detector, rows), rows, strange) > max(before + 0.1, 0.85)
 
 
+def test_a_row_is_called_anomalous_where_it_is_of_the_upper_group_of_all():
+    train, test, anomalous = digits(size=8)
+    rows = Rows(torch.cat([train.x, test.x[anomalous][:13]]))
+    detector = small((1, 8, 8), code=8, hidden=(64,), batch_size=30, epochs=3, lr=2e-3)
+    assert detector.own_threshold() is None
+    learn(detector, rows).eval()
+    with torch.no_grad():
+        errors = detector.score(rows.take(torch.arange(len(rows))))
+    _, _, k = plainly_parted(errors.double())
+    assert 1 < k < len(rows)
+    assert detector.own_threshold() == pytest.approx(errors.sort().values[k - 1].item(), rel=1e-5)
+    again = small((1, 8, 8), code=8, hidden=(64,))
+    again.load_state_dict(detector.state_dict())
+    assert again.own_threshold() == detector.own_threshold()
+
+
 def test_learning_tells_new_twos_from_other_digits():
     before, after = before_and_after(
         lambda shape: DRAE(shape, network="dense", code=8, hidden=(64,), batch_size=20, epochs=40, lr=2e-3)
