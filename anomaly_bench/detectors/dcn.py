@@ -26,9 +26,9 @@ Traps: A code of one unit finds the direction of the largest spread, which the s
 thyroid F1 is .049 with columns on [0, 1] (`results/dagmm_thyroid`) and .618 with `data.scale=standard`
 (`results/dagmm_standard_scaled`). Where `model.w_cluster` outweighs the reconstruction, codes fall onto
 centroids and rows score alike: `cluster` in `losses.csv` goes to 0 while `reconstruction` rises. A row whose
-code is near a centroid counts as normal however badly it is rebuilt. `model.k` is not learned, and a centroid that loses its rows stays.
-`trainer.max_epochs` bounds each stage, by default ten: at 5, 50 epochs are trained. The untrained control is
-k-means on the codes of a random network, which is a detector already.
+code is near a centroid counts as normal however badly it is rebuilt. `model.k` is not learned, and a centroid
+that loses its rows stays. `trainer.max_epochs` bounds each stage, by default ten: at 5, 50 epochs are trained.
+The untrained control is k-means on the codes of a random network, which is a detector already.
 """
 
 import math
