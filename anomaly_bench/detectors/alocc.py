@@ -17,8 +17,7 @@ Pixels are taken to [0, 1] first, R ends in a sigmoid. Where paper and official 
 - The reconstruction is the paper's: squared error against the clean image, its weight 0.4. The code takes the
   cross-entropy of tanh outputs, as if they were logits, against the noisy image, with 0.2.
 - The schedule is the code's: one update of D and two of R on each batch, with one draw of the noise, and
-  TensorFlow's RMSProp, whose mean squares begin at one, so that its first steps are short. The numbers in
-  `results/` were made with PyTorch's, whose first steps are the longest.
+  TensorFlow's RMSProp, whose mean squares begin at one, so that its first steps are short.
   The code draws the noise of every image once for all epochs; here it is drawn anew, as the paper's formula.
 - The layers are the code's. The paper has 64, 128, 256, 512 filters, which `width=64` gives to D; the code's R
   has one stage less than the paper's.
@@ -37,8 +36,8 @@ points of equal error rate. `ognet` is such a pair with a second phase against t
 it where no labels say when to stop. The map is what R changed in the image, which the score does not use.
 
 Traps: The result hangs on when training stops, as users of the official code report: in
-`results/alocc_mnist_by_epoch` the AUROC of the first four epochs is .47, .80, .52 and .66 with the digit 4 left
-out, and .40, .55, .47 and .20 with 8. `trainer.eval_every=1` shows it, but the best is chosen by test labels.
+`results/alocc_mnist_by_epoch` the AUROC of the first four epochs is .54, .65, .39 and .86 with the digit 4 left
+out, and .30, .54, .64 and .42 with 8. `trainer.eval_every=1` shows it, but the best is chosen by test labels.
 D(R(x)) is often worse than D(x) in their hands, while the paper has it ahead on Caltech-256 (AUROC .942 against
 .932 with one category): run `model.score=plain` too. A discriminator that has won shows in `losses.csv` as
 `discriminator` near 0 with `adversarial` growing. The paper's MNIST result is a curve of F1 alone, so that
