@@ -179,7 +179,8 @@ def started(job: Job, kept: dict[str, Any]) -> dict[str, Any]:
 def gone_on(kept: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
     """What `run.json` says of a run that goes on; where it does so otherwise than it began, how it began."""
     before = {name: kept.get(name) for name in SAME if kept.get(name) != here[name]}
-    begun = [*kept.get("resumed_from", []), *([before] if before else [])]
+    earlier = kept.get("resumed_from")
+    begun = [*(earlier if isinstance(earlier, list) else []), *([before] if before else [])]
     return kept | {name: here[name] for name in before} | ({"resumed_from": begun} if begun else {})
 
 
