@@ -164,7 +164,7 @@ def begin(job: Job) -> None:
         log.warning("%s: the weights of the best epoch cannot be read; the run starts anew", job.folder)
         remove(job, *UNFINISHED_ONLY)
     kept = record.read_json(job.folder / "run.json")
-    goes_on = Checkpoint.last(job.folder / KEEP) is not None
+    goes_on = "settings_hash" in kept and Checkpoint.last(job.folder / KEEP) is not None
     record.write_json(
         job.folder / "run.json", gone_on(kept, provenance(job)) if goes_on else started(job, kept)
     )

@@ -48,21 +48,36 @@ def test_a_run_that_is_computed_again_is_told_of_as_it_was_computed(tmp_path):
     assert "resumed_from" not in again
 
 
-def test_a_run_that_goes_on_elsewhere_tells_of_both(tmp_path, monkeypatch):
-    job, one_epoch = job_of(tmp_path, **SMALL), Trainer.one_epoch
+def interrupted(runs: Path, monkeypatch) -> Path:
+    """The folder of a run that was stopped within its last epoch."""
+    job, one_epoch = job_of(runs, **SMALL), Trainer.one_epoch
 
-    def interrupted(self, number, epoch, *rest):
+    def stopped(self, number, epoch, *rest):
         if epoch == 3:
             raise KeyboardInterrupt
         return one_epoch(self, number, epoch, *rest)
 
-    monkeypatch.setattr(Trainer, "one_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "one_epoch", stopped)
         run(job)
-    first = told(job.folder)
-    monkeypatch.setattr(Trainer, "one_epoch", one_epoch)
-    begun_elsewhere(job.folder)
+    return job.folder
+
+
+def test_a_run_that_goes_on_elsewhere_tells_of_both(tmp_path, monkeypatch):
+    folder = interrupted(tmp_path, monkeypatch)
+    first = told(folder)
+    begun_elsewhere(folder)
     run(job_of(tmp_path, **SMALL))
-    whole = told(job.folder)
+    whole = told(folder)
     assert whole["resumed_from"] == [{"git": "b" * 40, "threads": 99}]
     assert (whole["git"], whole["threads"]) == (first["git"], first["threads"])
+
+
+def test_a_run_that_goes_on_without_its_record_is_told_of_anew(tmp_path, monkeypatch):
+    folder = interrupted(tmp_path, monkeypatch)
+    first = told(folder)
+    (folder / "run.json").write_text('{"mod')
+    run(job_of(tmp_path, **SMALL))
+    whole = told(folder)
+    assert (whole["model"], whole["settings_hash"]) == ("ae", first["settings_hash"])
+    assert "resumed_from" not in whole
