@@ -143,7 +143,7 @@ def test_what_is_of_a_type(value, hint, fits):
         ("seed=abc", ["bench: seed=abc: a whole number is needed"]),
         ("evaluation.quantile=abc", ["bench: evaluation.quantile=abc: a number is needed"]),
         ("deterministic=maybe", ["bench: deterministic=maybe: true or false is needed"]),
-        ("abnormal_class=1.5", ["bench: abnormal_class=1.5: a whole number or a name (in quotes within quotes where it reads as another value) is needed"]),
+        ("abnormal_class=1.5", ["bench: abnormal_class=1.5: a whole number or a name (in quotes"]),
         ("abnormal_class=null", ["bench: abnormal_class=null: a value other than null is needed"]),
         ("trainer.device=[1]", ["bench: trainer.device=[1]: a text is needed"]),
         ("data.std=0", ["data.std=0", "above 0"]),

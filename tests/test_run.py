@@ -57,9 +57,10 @@ def interrupted(runs: Path, monkeypatch) -> Path:
             raise KeyboardInterrupt
         return one_epoch(self, number, epoch, *rest)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Trainer, "one_epoch", stopped)
-        run(job)
+        with pytest.raises(KeyboardInterrupt):
+            run(job)
     return job.folder
 
 
