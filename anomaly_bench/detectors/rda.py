@@ -43,8 +43,8 @@ linear parts and no networks.
 
 Traps: With `rows` and `columns` the threshold is lambda times the number of rows, so that `model.lambda_`
 carries over to no other size: .00095 means 4.9 at the paper's 5,124 rows and 0.7 at 720. Too small, and all
-is called anomalous: with .0003 `results/rda_mnist` has a recall of 1.000 and a precision of .051, while the
-AUROC of the same scores is .948; too large, and S stays 0 and this is an autoencoder. The default is the best
+is called anomalous: with .0003 `results/rda_mnist` has a recall of 1.000 and a precision of .050, while the
+AUROC of the same scores is .945; too large, and S stays 0 and this is an autoencoder. The default is the best
 F1 of the authors' sweep, chosen by labels, as are the .64 that they print. Without `model.reinit`, outliers
 that an early round has memorised stay so. Scores of learned rows leave S out of what the network is given,
 those of new rows cannot: do not mix the two.
