@@ -255,11 +255,12 @@ def load_data(yaml: str) -> Dataset:
 
 
 def share_data(settings: DictConfig) -> None:
-    """Load the data set of `settings` once for all workers of a sweep."""
+    """Load the data set of `settings` once for all workers of a sweep, where none has that died before it said so."""
     yaml = data_yaml(settings)
     place = shared_place(yaml)
     assert place is not None
-    shared.save(instantiate(OmegaConf.create(yaml)), place)
+    if not place.exists():
+        shared.save(instantiate(OmegaConf.create(yaml)), place)
 
 
 def data_yaml(settings: DictConfig) -> str:

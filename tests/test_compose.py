@@ -11,10 +11,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from anomaly_bench.compose import Job, compose
+from anomaly_bench.compose import Job, compose, settings_of, share_data
 from anomaly_bench.detector import Detector, Rows, Stage
 from anomaly_bench.errors import SettingError
 from anomaly_bench.schema import Settings
+from anomaly_bench.sweep import SHARED
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -107,3 +108,14 @@ def test_a_method_learns_as_long_as_its_paper_on_the_sets_of_its_paper(model, da
     ConfigStore.instance().store("schema", Settings)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         assert hydra_compose("config", [f"model={model}", f"data={data}"]).model.epochs == epochs
+
+
+def test_data_that_a_worker_has_shared_before_it_died_are_shared_once(tmp_path, monkeypatch):
+    monkeypatch.setenv(SHARED, str(tmp_path))
+    settings = settings_of(["data=digits", "data.limit=20"])[0]
+    share_data(settings)
+    (place,) = tmp_path.iterdir()
+    written = (place / "values.json").stat().st_mtime_ns
+    share_data(settings)
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+    assert (place / "values.json").stat().st_mtime_ns == written
