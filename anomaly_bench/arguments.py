@@ -47,7 +47,7 @@ def check_arguments(group: str, values: Mapping[str, Any], function: Callable[..
         typed = f"{group}.{name}={'null' if value is None else value}"
         if name not in parameters and not anything:
             raise SettingError(
-                f"{typed}: no such setting; there are {', '.join(set(parameters) - {'shape'})}"
+                f"{typed}: no such setting; there are {', '.join(name for name in parameters if name != 'shape')}"
             )
         if not is_of(hint := hints.get(name, Any), value):
             raise SettingError(f"{typed}: must be {in_words(hint)}")

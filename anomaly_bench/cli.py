@@ -21,7 +21,9 @@ from anomaly_bench.jobs import SWEEP, SweepTable, begin_note, leave_note, print_
 from anomaly_bench.places import CONFIGS
 from anomaly_bench.refusals import (
     DEBUG,
+    as_typed,
     explained,
+    for_each_job,
     frequent_slips,
     groups_take_names,
     one_line,
@@ -126,6 +128,7 @@ def launch(arguments: list[str]) -> int:
     ConfigStore.instance().store("schema", Settings)
     outcome: dict[str, BaseException] = {}
     SweepTable.begun = None
+    sys.argv[1:] = for_each_job(arguments)
     program = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
     home = os.getpid()
     try:
@@ -170,7 +173,7 @@ def task(settings: Any, outcome: dict[str, BaseException]) -> float | None:
     }
     if experiment := hydra.runtime.choices.get("experiment"):
         names["experiment"] = str(experiment)
-    overrides = list(hydra.overrides.task)
+    overrides = as_typed(hydra.overrides.task)
     alone = hydra.mode != RunMode.MULTIRUN
     note: dict[str, Any] = {"overrides": overrides}
     if not alone:

@@ -256,6 +256,7 @@ def load_data(yaml: str) -> Dataset:
 
 def share_data(settings: DictConfig) -> None:
     """Load the data set of `settings` once for all workers of a sweep, where none has that died before it said so."""
+    check_group("data", settings.data)
     yaml = data_yaml(settings)
     place = shared_place(yaml)
     assert place is not None

@@ -78,6 +78,29 @@ def groups_take_names(arguments: Sequence[str]) -> None:
             raise SettingError(f"{argument}: a name is needed; there are {', '.join(names)}")
 
 
+def for_each_job(arguments: Sequence[str]) -> list[str]:
+    """`++model.lr=1` for `model.lr=1` where models are swept that have it: Hydra asks the default model for it first.
+
+    A job whose model has it not is refused alone.
+    """
+    pairs = [argument.partition("=") for argument in arguments]
+    swept = {key: value.split(",") for key, _, value in pairs if "," in value and (CONFIGS / key).is_dir()}
+
+    def is_known(key: str) -> bool:
+        group = key.partition(".")[0]
+        return any(key in known_keys([f"{group}={name}"]) for name in swept[group])
+
+    return [
+        f"++{argument}" if key.partition(".")[0] in swept and "." in key and is_known(key) else argument
+        for argument, (key, _, _) in zip(arguments, pairs, strict=True)
+    ]
+
+
+def as_typed(overrides: Iterable[str]) -> list[str]:
+    """Overrides without what `for_each_job` has put before them."""
+    return [text.removeprefix("++") for text in overrides]
+
+
 def refusal_in(error: BaseException | None) -> SettingError | None:
     """The SettingError that an error was made from, if it was."""
     while error is not None:

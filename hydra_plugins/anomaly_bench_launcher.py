@@ -11,6 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from anomaly_bench.errors import SettingError
+from anomaly_bench.refusals import as_typed
 from anomaly_bench.sweep import Job, Workers, shares
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class SideBySide(Launcher):
             config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
             with open_dict(config):
                 config.hydra.job.id = config.hydra.job.num = number
+                config.hydra.overrides.task = as_typed(config.hydra.overrides.task)
             yield config
 
     def here(self, config: DictConfig) -> JobReturn:

@@ -183,6 +183,21 @@ def test_a_sweep_ends_with_its_table(bench):
     assert "±" in table
 
 
+def test_a_sweep_over_models_takes_a_key_of_theirs_that_the_default_one_has_not(bench):
+    data = ["data=digits", "data.limit=100", "trainer.max_epochs=1"]
+    code, out, _ = bench("-m", *data, "model=vae_dense,ae_dense", "model.hidden=[4]", "seed=0")
+    assert code == 0
+    assert "vae_dense" in out
+    runs = [read(path) for path in Path("runs").glob("*/run.json")]
+    assert [("model.hidden=[4]" in run["overrides"]) for run in runs] == [True, True]
+    code, out, err = bench("-m", *data, "model=vae_dense,knn", "model.hiden=[4]")
+    assert (code, out) == (2, "")
+    assert "model.hiden" in err
+    code, out, _ = bench("-m", *data, "model=vae_dense,knn", "model.hidden=[5]")
+    assert code == 1
+    assert "model=knn model.hidden=[5]: model.hidden=[5]: no such setting; there are " in out
+
+
 def test_one_failing_job_does_not_take_the_others_with_it(bench):
     code, out, err = bench("-m", "model=ganomaly", *TINY, "abnormal_class=0,77")
     assert code == 1
