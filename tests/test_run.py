@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from finished import finished, job_of
 
 from anomaly_bench import run as running
@@ -82,3 +83,15 @@ def test_a_run_that_goes_on_without_its_record_is_told_of_anew(tmp_path, monkeyp
     whole = told(folder)
     assert (whole["model"], whole["settings_hash"]) == ("ae", first["settings_hash"])
     assert "resumed_from" not in whole
+
+
+def test_a_run_learns_from_the_training_rows_alone(tmp_path, monkeypatch):
+    job, learn, seen = job_of(tmp_path, **SMALL), Trainer.learn, []
+
+    def watched(self, detector, train, **others):
+        seen.append(train.x[train.numbers(torch.arange(len(train)))])
+        return learn(self, detector, train, **others)
+
+    monkeypatch.setattr(Trainer, "learn", watched)
+    run(job)
+    assert torch.equal(seen[0], job.x[job.split.train])

@@ -249,3 +249,12 @@ def test_memory_format_of_rows_and_weights(channels_last: bool) -> None:
     detector = dictated()
     detector.convolution = torch.nn.Conv2d(3, 4, 3)
     assert is_last(chosen.place(detector).convolution.weight) is channels_last
+
+
+def test_only_an_accelerator_has_a_copy_of_chosen_rows() -> None:
+    x, chosen = torch.zeros(10, 1, 2, 2, dtype=torch.uint8), torch.tensor([1, 7, 3])
+    here, there = trainer(), trainer()
+    there.device = torch.device("meta")
+    assert here.rows(x, 0.5, 0.5, chosen).x is x
+    copied = there.rows(x, 0.5, 0.5, chosen)
+    assert (len(copied), len(copied.x), copied.device.type) == (3, 3, "meta")
