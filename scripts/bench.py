@@ -67,6 +67,7 @@ class Workload:
         steps: batches of 64 trained.
         scored: images scored, by batch size.
         files: image files in `train/0.normal`, `test/0.normal` and `test/1.abnormal`.
+        folder: image files scored in one go.
         epochs: passes over the training files.
         width: ngf and ndf.
     """
@@ -74,14 +75,15 @@ class Workload:
     steps: int
     scored: dict[int, int]
     files: tuple[int, int, int]
+    folder: int
     epochs: int
     width: int = 64
 
 
 WORKLOADS = {
-    "cpu": Workload(8, {1: 64, 64: 512, 512: 1024}, (640, 192, 64), 2),
-    "cuda": Workload(500, {1: 500, 64: 32_000, 512: 65_536}, (6400, 1536, 512), 5),
-    "quick": Workload(1, {1: 2, 64: 64, 512: 512}, (64, 8, 8), 1, width=4),
+    "cpu": Workload(8, {1: 256, 64: 512, 512: 1024}, (640, 192, 64), 2048, 2),
+    "cuda": Workload(500, {1: 500, 64: 32_000, 512: 65_536}, (6400, 1536, 512), 16_384, 5),
+    "quick": Workload(1, {1: 2, 64: 64, 512: 512}, (64, 8, 8), 16, 1, width=4),
 }
 
 
@@ -188,19 +190,20 @@ class Bench:
     def files(self) -> list[tuple[float, Samplers]]:
         """From image files: whole commands, and scoring in a process that runs already."""
         draw(self.images, self.work.files)
-        test = str(self.images / "test")
+        draw(self.scratch / "folder", (self.work.folder, 0, 0))
+        test, many = str(self.images / "test"), str(self.scratch / "folder/train")
         self.train_files()
-        what = "scoring image files, images/s"
+        what = f"scoring {self.work.folder:,} image files, images/s"
         whole: Samplers = {OURS: self.train_files}
         score: Samplers = {OURS: self.score_files}
         ready: Samplers = {
-            OURS: partial(figure, what, self.contenders[OURS], "files", str(self.finished_run()), test)
+            OURS: partial(figure, what, self.contenders[OURS], "files", str(self.finished_run()), many)
         }
         for name in self.peers:
             whole[name] = partial(self.train_files_of_peer, name)
             score[name] = partial(self.score_files_of_peer, name, test)
-            ready[name] = partial(figure, what, self.contenders[name], "files", test, False)
-            ready[f"{name}, writing pictures"] = partial(
+            ready[name] = partial(figure, what, self.contenders[name], "files", many, False)
+            ready[f"{name}, {sum(self.work.files[1:])} with pictures written"] = partial(
                 figure, what, self.contenders[name], "files", test, True
             )
         return [(SLOW_ROUNDS, whole), (SLOW_ROUNDS, score), (SLOW_ROUNDS, ready)]

@@ -55,8 +55,11 @@ LAYOUTS = (
 
 CACHE_VERSION = 1  # raised whenever decoding gives other pixels, so that older cache files are not used
 DAY = 86_400  # seconds; a decoding that has written nothing for as long is dead
-CHUNK = 256  # files decoded as one piece of work
+CHUNK = 256  # files decoded as one piece of work, at most
 ENOUGH_FOR_PROCESSES = 20_000  # files; threads take seconds for fewer, about what processes take to start
+ENOUGH_FOR_THREADS = (
+    4_000  # bytes of a file; threads wait for each other over smaller ones, longer than these take
+)
 
 
 class ClassFolder(NamedTuple):
@@ -291,13 +294,13 @@ def decode_into(npy: Path, paths: Sequence[str], shape: tuple[int, int, int], fi
 
 def decode_in_parallel(npy: Path, paths: Sequence[str], fit: str | None) -> list[tuple[str, str]]:
     """Decode files into the rows of a `.npy` file, chunk by chunk over the cores; gives those that failed."""
-    starts = range(0, len(paths), CHUNK)
-    chunks = [paths[start : start + CHUNK] for start in starts]
+    pieces = in_pieces(len(paths))
     failures = []
     with (
-        workers(len(paths)) as pool,
+        workers(paths) as pool,
         tqdm(total=len(paths), desc="decoding", unit="file", leave=False, disable=None) as bar,
     ):
+        starts, chunks = [piece.start for piece in pieces], [paths[piece] for piece in pieces]
         for chunk, failed in zip(
             chunks, pool.map(decode_chunk, repeat(npy), starts, chunks, repeat(fit)), strict=True
         ):
@@ -306,12 +309,25 @@ def decode_in_parallel(npy: Path, paths: Sequence[str], fit: str | None) -> list
     return failures
 
 
-def workers(n_files: int) -> Executor:
+def in_pieces(n_files: int) -> list[slice]:
+    """Pieces of work, some for each core, so that all cores end at about the same time."""
+    size = max(1, min(CHUNK, n_files // (4 * cores())))
+    return [slice(start, start + size) for start in range(0, n_files, size)]
+
+
+def workers(paths: Sequence[str]) -> Executor:
     """Processes for many files, threads for few; also threads in a process that may not start others."""
     number = cores()
-    if number == 1 or n_files < ENOUGH_FOR_PROCESSES or current_process().daemon:
-        return ThreadPoolExecutor(number)
+    if number == 1 or len(paths) < ENOUGH_FOR_PROCESSES or current_process().daemon:
+        return threads(paths)
     return ProcessPoolExecutor(number, get_context("spawn"))
+
+
+def threads(paths: Sequence[str]) -> ThreadPoolExecutor:
+    """A thread for each core, or one thread where files are so small that more of them would be slower."""
+    sample = map(Path, paths[:: max(1, len(paths) // 256)])
+    sizes = [path.stat().st_size for path in sample if path.exists()]
+    return ThreadPoolExecutor(cores() if sum(sizes) > ENOUGH_FOR_THREADS * len(sizes) else 1)
 
 
 def unreadable(failures: Sequence[tuple[str, str]], n_files: int) -> SettingError:
@@ -336,13 +352,10 @@ def decode_files(paths: Sequence[str | Path], shape: tuple[int, int, int], fit: 
     """
     out = np.empty((len(paths), *shape), dtype=np.uint8)
     names = [str(path) for path in paths]
-    starts = range(0, len(paths), CHUNK)
-    with ThreadPoolExecutor() as pool:
+    pieces = in_pieces(len(names))
+    with threads(names) as pool:
         done = pool.map(
-            decode_all,
-            [names[start : start + CHUNK] for start in starts],
-            [out[start : start + CHUNK] for start in starts],
-            repeat(fit),
+            decode_all, [names[piece] for piece in pieces], [out[piece] for piece in pieces], repeat(fit)
         )
         failures = [failure for failed in done for failure in failed]
     if failures:

@@ -231,7 +231,8 @@ def test_the_control_group_bounds_cores_and_memory(ganomaly, monkeypatch):
     limits = {"cpu.max": "300000 100000", "memory.max": str(2**30), "memory.current": str(2**30 - 2**10)}
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     monkeypatch.setattr(machine, "_first_line", lambda path: limits[path.rpartition("/")[2]])
-    with folder.workers(1) as threads:
+    monkeypatch.setattr(folder, "ENOUGH_FOR_THREADS", 0)
+    with folder.workers([str(ganomaly / "train/0.normal/0.png")]) as threads:
         assert threads._max_workers == 3
     modes = []
 
@@ -253,6 +254,27 @@ def test_processes_threads_and_scoring_decode_alike(ganomaly, monkeypatch, tmp_p
     scored = folder.decode_files([ganomaly / file for file in by_threads.files], (3, 64, 64), "stretch")
     assert torch.equal(by_processes.x, by_threads.x)
     assert torch.equal(scored, by_threads.x)
+
+
+@pytest.mark.parametrize("n_files", [1, 7, 8, 9, 300, 5000])
+def test_work_is_shared_evenly_and_nothing_is_left_out(n_files, monkeypatch):
+    monkeypatch.setattr(folder, "cores", lambda: 4)
+    pieces = folder.in_pieces(n_files)
+    assert [row for piece in pieces for row in range(n_files)[piece]] == list(range(n_files))
+    assert len(pieces) >= min(n_files, 16)
+    assert max(len(range(n_files)[piece]) for piece in pieces) <= folder.CHUNK
+
+
+def test_small_files_have_one_thread_and_large_ones_all_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "cores", lambda: 4)
+    noise = np.random.default_rng(0)
+    for size in (8, 64):
+        path = tmp_path / f"{size}.png"
+        Image.fromarray(noise.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+        with folder.workers([str(path), str(tmp_path / "gone.png")]) as pool:
+            assert pool._max_workers == (1 if size == 8 else 4)
+    with folder.workers([str(tmp_path / "gone.png")]) as pool:
+        assert pool._max_workers == 1
 
 
 def test_two_at_once(ganomaly, tmp_path, monkeypatch):
@@ -424,7 +446,7 @@ def test_new_files_that_cannot_be_read(tmp_path, draw):
 
 
 def test_many_files_are_listed_once_each(tmp_path):
-    """More files than one chunk, in order."""
+    """More files than two full pieces of work, in order."""
     for part, count in (("train", 2 * folder.CHUNK + 3), ("test", 1)):
         (tmp_path / part / "a").mkdir(parents=True)
         for number in range(count):
