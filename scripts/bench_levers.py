@@ -86,9 +86,9 @@ def cells(folder: Path, overrides: dict[str, str]) -> Cells:
 
 
 def is_of(sweep: dict[str, str], overrides: Sequence[str]) -> bool:
-    """Whether a run with these settings is one of the sweep's."""
-    own = {key: value for key, _, value in (override.partition("=") for override in overrides)}
-    asked = {key: value.split(",") for key, value in sweep.items() if not key.startswith("hydra.")}
+    """Whether a run with these settings is one of the sweep's; a sweep writes `False` where `false` was typed."""
+    own = {key: value.lower() for key, _, value in (override.partition("=") for override in overrides)}
+    asked = {key: value.lower().split(",") for key, value in sweep.items() if not key.startswith("hydra.")}
     return own.keys() == asked.keys() and all(own[key] in values for key, values in asked.items())
 
 

@@ -40,6 +40,7 @@ def test_runs_of_other_settings_do_not_count(monkeypatch: pytest.MonkeyPatch) ->
 
     sweep = {"seed": "0,1", "trainer.max_epochs": "6", "hydra.launcher.n_jobs": "1"}
     assert is_of(sweep, ["seed=1", "trainer.max_epochs=6"])
+    assert is_of(sweep | {"trainer.fold": "false"}, ["seed=1", "trainer.max_epochs=6", "trainer.fold=False"])
     assert not is_of(sweep, ["seed=2", "trainer.max_epochs=6"])
     assert not is_of(sweep, ["seed=1", "trainer.max_epochs=2"])
     assert not is_of(sweep, ["seed=1"])
