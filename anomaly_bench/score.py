@@ -94,7 +94,10 @@ def score_files(
     warn_of_batch_statistics(trained)
     with deterministic(trained.values.get("deterministic") is True):
         table = scored(trained, source, overlays)
-    scores, levels, quantiles = table["score"].to_numpy(), *training_quantiles(trained.run, folder)
+    scores = table["score"].to_numpy(
+        np.float64
+    )  # as the run compares them: a threshold may lie between two float32
+    levels, quantiles = training_quantiles(trained.run, folder)
     if kind == "quantile":
         bound = float(np.interp(share, levels, quantiles))
         words = f"{100 * share:.4g} % of the training scores"

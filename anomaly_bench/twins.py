@@ -17,7 +17,10 @@ log = logging.getLogger("anomaly_bench")
 LAST = "last.safetensors"
 """Weights after the last epoch, in the folder of a run that is scored with those of another."""
 
-SAME = ("training_hash", "data_fingerprint", "device", "precision", "threads", "versions", "machine", "git")
+SAME = (
+    *("training_hash", "data_fingerprint", "case", "class", "seed"),
+    *("device", "precision", "threads", "versions", "machine", "git"),
+)
 """What `run.json` says alike of two runs whose trainings end in the same weights."""
 
 

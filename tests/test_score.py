@@ -106,6 +106,12 @@ def test_scores_are_normal_up_to_the_threshold_and_percentiles_rise_with_them(of
     assert table["percentile"].nunique() > 5
 
 
+def test_a_score_just_above_the_run_s_threshold_is_anomalous(mapless_run, bags, monkeypatch):
+    top = score_files(mapless_run, [bags / "test"], "cpu").table["score"].max()
+    monkeypatch.setattr(score, "own_threshold", lambda *_: float(np.nextafter(float(top), -np.inf)))
+    assert score_files(mapless_run, [bags / "test"], "cpu").n_anomalous == 1
+
+
 # ------------------------------------------------------------------------------ thresholds
 
 

@@ -3,9 +3,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from anomaly_bench import record, run
@@ -120,6 +122,20 @@ def test_another_revision_or_an_edited_one_is_not_trusted(trainings, monkeypatch
     monkeypatch.setattr(record, "git_revision", lambda: "b" * 40 + "-dirty")
     computed("evaluation.quantile=0.8")
     assert len(trainings) == 3
+
+
+def test_a_class_whose_name_ends_alike_is_another(trainings, tmp_path):
+    noise = np.random.default_rng(0)
+    for folder in ("train/a", "train/x-normal-a", "test/a", "test/x-normal-a"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        for number in range(3):
+            pixels = noise.integers(0, 256, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "set" / folder / f"{number}.png")
+    data = ["model=ae", "data=folder", "data.root=set", "data.image_size=16", "protocol=one_vs_rest"]
+    tiny = [*data, "model.width=4", "model.epochs=1", "trainer.device=cpu"]
+    computed("normal_class=x-normal-a", "evaluation.quantile=0.9", settings=tiny)
+    computed("normal_class=a", settings=tiny)
+    assert len(trainings) == 2
 
 
 def test_a_half_finished_run_is_no_twin(trainings):

@@ -60,7 +60,7 @@ def paper_tables(records: Sequence[Record], experiment: str | None = None) -> li
             continue
         variants: dict[str, list[Record]] = defaultdict(list)
         for record in fitting:
-            variants[variant_of(record.run)].append(record)
+            variants[variant_of(record.run, rows)].append(record)
         if name in named and not variants:
             variants[""] = []
         made = [_table(shown, variants[variant], variant) for variant in sorted(variants)]

@@ -148,7 +148,8 @@ def runtime(
                 **style,
             )
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        times = [point[1] for point in ranked]
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if max(times) > 100 * min(times) else (1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.axhline(0.5, color="grey", linestyle=":")

@@ -66,16 +66,21 @@ def experiments(record: Record) -> list[str]:
     return record.run.get("experiments") or []
 
 
-def changed(run: dict[str, Any]) -> list[str]:
-    """The overrides that change what is computed, but for those that any table shows.
+def changed(run: dict[str, Any], studied: Iterable[str] = ()) -> list[str]:
+    """The overrides that change what is computed, but for those that any table shows, and of `studied` settings.
 
     No table has a column for the normal class of a run without a class of its own.
     """
-    hidden = {*SHOWN_ELSEWHERE, *SAME_ANYWHERE, "point"}
+    hidden = {*SHOWN_ELSEWHERE, *SAME_ANYWHERE, *studied, "point"}
     if run.get("class") is None:
         hidden -= {"normal_class"}
     texts = [str(text).lstrip("+~") for text in run.get("overrides") or []]
     return sorted(text for text in texts if _key(text) not in hidden and not text.startswith("hydra"))
+
+
+def studied_in(rows: Sequence[Printed]) -> set[str]:
+    """The settings whose values tell rows of a table apart, such as `model.nz`."""
+    return {_key(text) for row in rows for text in row.settings.split()}
 
 
 def _key(override: str) -> str:
@@ -87,9 +92,9 @@ def evaluation_of(record: Record) -> str:
     return str((record.run.get("evaluation") or {}).get("name", ""))
 
 
-def variant_of(run: dict[str, Any]) -> str:
-    """What else of a run's settings is not the paper's, in one line."""
-    return ", ".join(changed(run))
+def variant_of(run: dict[str, Any], rows: Sequence[Printed]) -> str:
+    """What else of a run's settings is not that of the rows of a paper's table, in one line."""
+    return ", ".join(changed(run, studied_in(rows)))
 
 
 def _holds(record: Record, settings: str) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from anomaly_bench.record import Record
-from anomaly_bench.report.results import ROW, Line, row_name, tidy
+from anomaly_bench.report.results import ROW, Line, of_problem, row_name, span, tidy, told_apart
 
 MOST_LISTED = 10
 LOSSY = {".jpg", ".jpeg", ".webp"}
@@ -90,7 +90,7 @@ def _provenance(runs: Sequence[dict[str, Any]]) -> list[str]:
     devices = {f"{run.get('device')}, {run.get('precision')}" for run in runs}
     machines = {str((run.get("machine") or {}).get("cpu")) for run in runs}
     versions = {", ".join(f"{k} {v}" for k, v in (run.get("versions") or {}).items()) for run in runs}
-    lines = [f"Data: {_listed(sources)}; fingerprint {_listed(prints)}."]
+    lines = [f"Data: {_listed(sources)}; fingerprint {_listed(prints)}.", *_rows(runs)]
     lines += sorted({text for run in runs for text in _rows_of_numbers(run)})
     if len(prints) > 1:
         lines.append("The runs of this table did not all see the same data: their fingerprints differ.")
@@ -98,6 +98,16 @@ def _provenance(runs: Sequence[dict[str, Any]]) -> list[str]:
     revisions = {run.get("git") or "unknown" for run in runs}
     lines.append(f"Versions: {'; '.join(sorted(versions))}; revision {_listed(revisions)}.")
     return lines
+
+
+def _rows(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """How many rows the runs had, and what all of them were told of the data."""
+    if any(run.get("n_train") is None or run.get("n_test") is None for run in runs):
+        return []
+    shared = set.intersection(*(of_problem(told_apart(run)) for run in runs))
+    told = f" ({', '.join(sorted(shared))})" if shared else ""
+    train, test = (span((run[part] for run in runs), ",") for part in ("n_train", "n_test"))
+    return [f"Rows: {train} in training, {test} in the test{told}."]
 
 
 def _rows_of_numbers(run: dict[str, Any]) -> list[str]:

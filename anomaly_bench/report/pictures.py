@@ -145,7 +145,9 @@ def _draw_table(folder: Path, table: str, where: str, records: Sequence[Record])
     last = {row_name(cell): cell for cell in areas}  # of a row: the mean over its classes, or `overall`
     if len(last) > 1:
         time = picture("runtime", "AUROC and time of training")
-        comparisons.runtime(time.path, _times(last, runs), time.caption, _machines(runs))
+        partial = _partial(cells)
+        note = _machines(runs) + (", † not of all classes" if partial else "")
+        comparisons.runtime(time.path, _times(last, runs, partial), time.caption, note)
         yield time
     best = sorted(last, key=lambda row: -float(last[row]["mean"]))[:MOST_LINES]
     classes = list(dict.fromkeys(run.line["class"] for run in runs))
@@ -215,11 +217,27 @@ def _runs(records: Sequence[Record]) -> list[Run]:
     return sorted(runs, key=lambda run: (run.line["order"], run.line["class"], str(run.line["seed"])))
 
 
-def _times(last: Mapping[str, Line], runs: Sequence[Run]) -> list[tuple[str, float, float, float]]:
+def _partial(cells: Sequence[Line]) -> set[str]:
+    """The rows that lack a class which another has: their means are of something else."""
+    classes: dict[str, set[str]] = {}
+    for cell in cells:
+        if np.isfinite(cell["mean"]) and cell["class"] != "mean":
+            classes.setdefault(row_name(cell), set()).add(cell["class"])
+    every = set[str]().union(*classes.values())
+    return {row for row, own in classes.items() if own != every}
+
+
+def _times(
+    last: Mapping[str, Line], runs: Sequence[Run], partial: set[str]
+) -> list[tuple[str, float, float, float]]:
+    """Name, seconds, mean and deviation of each row, those of some classes only marked."""
     seconds = {
         row: [run.record.metrics.get("train_seconds") or 0 for run in runs if run.row == row] for row in last
     }
-    return [(row, max(fmean(seconds[row]), 1e-3), cell["mean"], cell["std"]) for row, cell in last.items()]
+    return [
+        ("† " * (row in partial) + row, max(fmean(seconds[row]), 1e-3), cell["mean"], cell["std"])
+        for row, cell in last.items()
+    ]
 
 
 def _machines(runs: Sequence[Run]) -> str:

@@ -109,19 +109,30 @@ def _lines(
 def _settings(records: Sequence[Record]) -> dict[tuple[Any, ...], str]:
     """What to call the settings behind each hash of a (data, protocol, model, evaluation).
 
-    It is the overrides that differ, and nothing where there is one hash only.
+    It is the overrides that differ within these, and those of the data and the protocol that differ within a table,
+    whose numbers are else of several problems; nothing where there are none.
     """
     overrides: dict[tuple[str, ...], dict[Any, set[str]]] = defaultdict(dict)
     for record in records:
-        overrides[_kind(record)][record.run.get("settings_hash")] = _told_apart(record.run)
+        overrides[_kind(record)][record.run.get("settings_hash")] = told_apart(record.run)
+    problems: dict[tuple[str, ...], list[set[str]]] = defaultdict(list)
+    for kind, variants in overrides.items():
+        problems[kind[:2]] += map(of_problem, variants.values())
     names = {}
     for kind, variants in overrides.items():
-        common = set.intersection(*variants.values())
-        labels = {key: ", ".join(sorted(own - common)) or "default" for key, own in variants.items()}
+        common = set.intersection(*variants.values()) - of_problem(set.union(*problems[kind[:2]]))
+        common |= set.intersection(*problems[kind[:2]])
+        several = "default" if len(variants) > 1 else ""
+        labels = {key: ", ".join(sorted(own - common)) or several for key, own in variants.items()}
         for key, label in labels.items():
             alike = list(labels.values()).count(label) > 1
-            names[(*kind, key)] = "" if len(variants) == 1 else f"{label} ({key})" if alike else label
+            names[(*kind, key)] = f"{label} ({key})" if alike else label
     return names
+
+
+def of_problem(overrides: set[str]) -> set[str]:
+    """Those that choose or cut the data: runs that differ in them solve different problems."""
+    return {text for text in overrides if text.startswith(("data.", "protocol."))}
 
 
 def _cases(records: Sequence[Record]) -> dict[tuple[str, ...], set[str]]:
@@ -137,7 +148,7 @@ def _case(run: dict[str, Any]) -> str:
     return str(run.get("case") or "") if run.get("class") is None else ""
 
 
-def _told_apart(run: dict[str, Any]) -> set[str]:
+def told_apart(run: dict[str, Any]) -> set[str]:
     """The overrides that no other column of the table shows."""
     overrides = [str(override).lstrip("+~") for override in run.get("overrides") or []]
     return {text for text in overrides if text.split("=")[0] not in SHOWN_ELSEWHERE and text[:5] != "hydra"}
@@ -208,9 +219,10 @@ def _statistics(kind: str, areas: list[float]) -> Line:
     return {f"{kind}mean": mean, f"{kind}std": stdev(areas) if len(areas) > 1 else math.nan}
 
 
-def span(numbers: Iterable[int | None]) -> str:
+def span(numbers: Iterable[int | None], form: str = "") -> str:
     """The whole numbers as a text: `3`, or `1–3` where they differ; empty where there are none."""
     known = [number for number in numbers if number is not None]
     if not known:
         return ""
-    return f"{min(known)}" if min(known) == max(known) else f"{min(known)}–{max(known)}"
+    low, high = format(min(known), form), format(max(known), form)
+    return low if low == high else f"{low}–{high}"

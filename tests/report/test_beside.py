@@ -218,6 +218,24 @@ def test_a_study_of_settings_is_matched_by_the_settings(tmp_path):
     ]
 
 
+def test_a_study_of_a_typed_setting_is_one_table_and_what_else_is_typed_another(tmp_path):
+    def run(lambda_, *more):
+        place = f"{lambda_}{more}"
+        write_text(tmp_path / place / "config.yaml", f"model:\n  lambda_: {lambda_}\n")
+        facts = {"model": "rda", "data": "mnist", "protocol": "contaminated", "settings_hash": place}
+        overrides = [f"model.lambda_={lambda_}", *more]
+        made = made_up("4", 0, 0.9, metrics={"f1": 0.5}, overrides=overrides, **facts)
+        return Record(tmp_path / place, made.status, made.run, made.metrics, {})
+
+    records = named(run(0.00035), run(0.00045), run(0.00035, "model.inner_epochs=3"), name="rda_mnist")
+    both, other = paper_tables(records)
+    for table, lambdas in ((both, ["0.00035", "0.00045"]), (other, ["0.00035"])):
+        cells = cells_of(table)
+        had = cells[(cells["n"] > 0) & (cells["metric"] == "f1")]
+        assert had["method"].unique().tolist() == [f"l2,1 RDA (rows), lambda={value}" for value in lambdas]
+    assert "model.inner_epochs=3" in other.title
+
+
 def test_f1_stands_beside_the_control_s():
     facts = {"model": "dagmm", "data": "thyroid", "protocol": "tabular_half"}
     numbers = {"precision": 0.4, "recall": 0.5, "f1": 0.444, "f1_untrained": 0.385}

@@ -64,6 +64,17 @@ def test_a_report_has_every_picture_that_its_records_allow(tmp_path):
     }
 
 
+def test_a_mean_of_some_classes_is_marked_beside_that_of_all(tmp_path):
+    records = [made_up("cat"), made_up("dog"), made_up("cat", model="knn")]
+    time = next(
+        picture for picture in draw_report(tmp_path, records) if picture.path.name.endswith("runtime")
+    )
+    words = time.path.with_suffix(".svg").read_text(encoding="utf-8")
+    assert "† knn" in words
+    assert "† ganomaly" not in words
+    assert "† not of all classes" in words
+
+
 def test_without_scores_and_losses_there_are_no_curves(tmp_path):
     assert [picture.path.name for picture in draw_report(tmp_path, [made_up("cat"), made_up("dog")])] == [
         "pets-leave_one_class_out-classes"

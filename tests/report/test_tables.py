@@ -190,6 +190,35 @@ def test_settings_are_told_by_the_overrides_that_differ():
     assert [row["settings"] for row in rows_of(table_of(*records))[::2]] == ["default", "model.nz=20"]
 
 
+def test_methods_on_other_parts_of_the_data_are_told_apart():
+    short, long = ["data.limit=500", "trainer.max_epochs=1"], ["trainer.max_epochs=20"]
+    records = [
+        made_up(model="ae", settings_hash="1", overrides=short),
+        made_up(model="ae", settings_hash="2", overrides=long),
+        made_up(model="knn", settings_hash="3", overrides=short),
+    ]
+    settings = {
+        (row["model"], row["settings"]) for row in rows_of(table_of(*records)) if row["model"][0] != "·"
+    }
+    assert settings == {
+        ("ae", "data.limit=500, trainer.max_epochs=1"),
+        ("ae", "trainer.max_epochs=20"),
+        ("knn", "data.limit=500"),
+    }
+
+
+def test_the_rows_and_what_all_runs_were_told_of_the_data_are_below_the_table():
+    told = ["data.limit=500", "protocol.rho=0.1", "model.nz=3"]
+    short = made_up(model="ae", n_train=1400, n_test=50, overrides=told)
+    shorter = made_up(model="knn", n_train=1000, n_test=50, overrides=told)
+    expected = "Rows: 1,000–1,400 in training, 50 in the test (data.limit=500, protocol.rho=0.1)."
+    assert expected in notes_of(table_of(short, shorter))
+    assert "Rows: 1,400 in training, 50 in the test." in notes_of(
+        table_of(short, made_up("dog", n_train=1400, n_test=50))
+    )
+    assert "Rows: " not in notes_of(table_of(short, made_up("dog", n_train=None)))
+
+
 def test_cases_without_a_class_of_their_own_are_no_seeds():
     cats, dogs = (
         made_up(auroc=area, case=f"normal-{cls}", overrides=[f"normal_class={cls}"], **WITHOUT_CLASS)
