@@ -108,8 +108,8 @@ def pixel_areas(maps: ArrayLike, masks: ArrayLike) -> dict[str, float]:
     falls = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # the last of equal scores
     found = np.r_[0, np.cumsum(shares[order])[falls]] / shares.sum()
     false = np.r_[0, np.cumsum(~marked[order])[falls]] / (~marked).sum()
-    grid = np.r_[false[false < PRO_LIMIT], PRO_LIMIT]
-    area = np.trapezoid(np.r_[found[false < PRO_LIMIT], np.interp(PRO_LIMIT, false, found)], grid)
+    grid = np.r_[false[false <= PRO_LIMIT], PRO_LIMIT]
+    area = np.trapezoid(np.r_[found[false <= PRO_LIMIT], np.interp(PRO_LIMIT, false, found)], grid)
     return {"auroc_pixel": float(roc_auc_score(marked, scores)), "aupro": float(area / PRO_LIMIT)}
 
 

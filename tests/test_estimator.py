@@ -41,10 +41,11 @@ def digits():
     return load_split("digits", abnormal_class=3, image_size=16, limit=300)
 
 
-def test_a_run_of_the_command_line_has_the_same_scores(tmp_path, digits):
-    x, new, anomalous = digits
+def test_a_run_of_the_command_line_has_the_same_scores(tmp_path):
+    x, new, anomalous = load_split("digits", abnormal_class=3, seed=1, image_size=16, limit=300)
     run = finished(
         tmp_path,
+        seed="1",
         model="ae",
         data="digits",
         abnormal_class="3",
@@ -55,7 +56,7 @@ def test_a_run_of_the_command_line_has_the_same_scores(tmp_path, digits):
         trainer__max_epochs="2",
     )
     theirs = pd.read_csv(run / "scores.csv")
-    detector = AnomalyDetector("ae", max_epochs=2, width=4, code=8).fit(x)
+    detector = AnomalyDetector("ae", max_epochs=2, seed=1, width=4, code=8).fit(x)
     assert (theirs["label"] == anomalous).all()
     np.testing.assert_allclose(detector.anomaly_score(new), theirs["score"], rtol=1e-4)
     losses = pd.read_csv(run / "losses.csv")
@@ -92,6 +93,12 @@ def test_lower_is_more_abnormal_as_in_scikit_learn(digits):
     assert (detector.predict(x) == -1).mean() == pytest.approx(0.1, abs=0.02)
     noise = np.random.RandomState(0).randint(0, 256, new.shape, np.uint8)
     assert detector.decision_function(noise).mean() < detector.decision_function(new).mean()
+
+
+def test_a_row_that_scores_the_threshold_itself_is_normal(digits):
+    detector = AnomalyDetector(**FOREST, quantile=1.0).fit(digits[0])
+    assert detector.anomaly_score(digits[0]).max() == detector.threshold_
+    assert (detector.predict(digits[0]) == 1).all()
 
 
 def test_images_come_in_four_kinds(digits):
@@ -148,6 +155,7 @@ def test_random_numbers_of_the_caller_are_left_alone(digits):
             (20, 4),
             "tree: method=isolation_forest has no such setting; allowed are trees",
         ),
+        ({"_target_": "os.system"}, (20, 4), "_target_: method=isolation_forest has no such setting"),
         ({"max_epochs": -1}, (20, 4), "trainer.max_epochs=-1"),
         ({"method": "ae_dense", "epochs": 1, "hidden": [0]}, (20, 4), r"model.hidden=\[0\]"),
         ({"scale": "log"}, (20, 4), "scale=log"),
@@ -166,6 +174,8 @@ def test_what_cannot_work_is_said_in_a_line(arguments, x, said):
 def test_pixels_out_of_range_and_other_shapes_are_refused(digits):
     with pytest.raises(SettingError, match=r"pixels from 0 to 255; images are uint8, or float from 0 to 1"):
         AnomalyDetector(**FOREST).fit(digits[0].astype(float))
+    with pytest.raises(SettingError, match=r"pixels from -0\.5 to 0\.5"):
+        AnomalyDetector(**FOREST).fit(digits[0] / 255 - 0.5)
     detector = AnomalyDetector(**FOREST).fit(digits[0])
     for other in (digits[1][:, :, :8], digits[1].reshape(len(digits[1]), -1)):
         with pytest.raises(SettingError, match=r"the detector was fitted to \(1, 16, 16\)"):
@@ -184,6 +194,13 @@ def test_data_sets_are_arrays_of_the_callers_own():
         load_data("digits", size=8)
     with pytest.raises(SettingError, match="protocol=onevsrest: there is none"):
         load_split("digits", protocol="onevsrest")
+
+
+def test_a_class_that_is_kept_is_the_normal_one():
+    _, test, anomalous = load_split("digits", protocol="contaminated", normal_class=3, image_size=8)
+    x, y = load_data("digits", image_size=8)
+    assert len(test) > (y == "3").sum()
+    np.testing.assert_array_equal(test[~anomalous], x[y == "3"])
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.str_])

@@ -75,9 +75,32 @@ def test_the_threshold_is_that_of_the_ratio_then_the_methods_own_then_a_quantile
     assert all((scores > bound).sum() == 2 for bound in found.values())
     name, bound = next(iter(measuring.thresholds_of(job(), detector, scores, anomalous, scores * 10).items()))
     assert (name, bound) == ("50 % of the training scores", 25.0)
-    detector.bound = 7.0
-    name, bound = next(iter(measuring.thresholds_of(job(), detector, scores, anomalous, scores).items()))
-    assert (name, bound) == ("the method's own", 7.0)
+    for own in (7.0, 0.0):
+        detector.bound = own
+        name, bound = next(iter(measuring.thresholds_of(job(), detector, scores, anomalous, scores).items()))
+        assert (name, bound) == ("the method's own", own)
+
+
+def test_maps_are_measured_beside_the_masks_of_their_own_rows_and_not_where_a_mark_is_missing(
+    monkeypatch,
+) -> None:
+    masks = torch.eye(6, dtype=torch.bool).reshape(6, 1, 6).numpy()
+    masks[[0, 2]] = False  # a normal row, and an anomalous one that nobody has marked
+    one = job(test=np.array([5, 4, 3, 2, 1, 0]), anomalous=np.array([1, 1, 1, 1, 1, 0], bool))
+    one.dataset, one.evaluation["batch_size"] = SimpleNamespace(masks=masks), 2
+    order = measuring.test_order(one)
+    test = Rows(torch.from_numpy(one.split.test[order])[:, None].float())
+
+    def perfect(_, rows: Rows, **__: Any) -> Tensor:
+        numbers = rows.take(torch.arange(len(rows))).flatten().long()
+        assert 2 not in numbers
+        return torch.from_numpy(masks)[numbers].float()
+
+    monkeypatch.setattr(measuring, "map_rows", perfect)
+    found = measuring.pixel_numbers(one, Summed(), test, one.split.anomalous[order])
+    assert found == {"auroc_pixel": 1, "aupro": 1}
+    one.dataset.masks = np.zeros_like(masks)
+    assert measuring.pixel_numbers(one, Summed(), test, one.split.anomalous[order]) == {}
 
 
 def test_the_best_epoch_is_the_first_of_the_best_and_counts_those_not_evaluated() -> None:

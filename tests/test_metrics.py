@@ -102,6 +102,7 @@ def test_best_f1_threshold_by_hand():
 
 def test_quantile_threshold():
     assert metrics.quantile_threshold(np.arange(101), 0.95) == pytest.approx(95)
+    assert [metrics.quantile_threshold([3, 1, 2], end) for end in (0, 1)] == [1, 3]
     with pytest.raises(SettingError, match=r"1\.5.*between 0 and 1"):
         metrics.quantile_threshold([1, 2], 1.5)
     with pytest.raises(SettingError, match="1 of 2 scores are not finite"):
@@ -127,6 +128,8 @@ def test_shapes_that_do_not_fit_are_refused():
         metrics.auroc([1, 2, 3], [0, 1])
     with pytest.raises(ValueError, match="one number a row"):
         metrics.auroc([[1, 2]], [[0, 1]])
+    with pytest.raises(ValueError, match="one number a row"):
+        metrics.auroc([], [])
 
 
 def test_the_interval_is_that_of_resampled_rows_measured_one_by_one():
@@ -187,6 +190,12 @@ def test_the_overlap_with_regions_is_that_of_every_threshold():
     grid = np.linspace(0, 0.3, 300_001)
     expected = np.trapezoid(np.interp(grid, false, found), grid) / 0.3
     assert metrics.pixel_areas(maps, masks)["aupro"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_is_found_only_past_the_limit_does_not_count():
+    marked = np.array([True, *[False] * 10])
+    scores = np.array([3, *[4] * 3, *[0] * 7])  # the mark comes right after 3 of 10 unmarked pixels
+    assert metrics.pixel_areas(scores[None, None], marked[None, None])["aupro"] == 0
 
 
 @pytest.mark.parametrize(("sign", "area"), [(1, 1.0), (-1, 0.0)])

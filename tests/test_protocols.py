@@ -101,6 +101,8 @@ def test_the_seed_decides(digits_set):
 def test_splits_are_the_same_everywhere(digits_set):
     assert digest(LeaveOneClassOut(2).split(digits_set, 0)) == "6db39cb3c6ddf94c"
     assert digest(LeaveOneClassOut(7).split(digits_set, 2)) == "2c7b5878c2325c44"
+    assert digest(Contaminated(3, 0.2).split(digits_set, 0)) == "390bdb20833003ba"
+    assert digest(Contaminated(3, 0.2, max_rows=100).split(digits_set, 0)) == "6accc14c39cf8d50"
 
 
 def test_train_share(digits_set):
@@ -110,9 +112,11 @@ def test_train_share(digits_set):
             LeaveOneClassOut(0, share).split(digits_set, 0)
 
 
-def test_seeds_that_cannot_be(digits_set):
-    with pytest.raises(SettingError, match="seed=-1"):
-        LeaveOneClassOut(0).split(digits_set, -1)
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_cannot_be(digits_set, seed):
+    with pytest.raises(SettingError, match=f"seed={seed}: "):
+        LeaveOneClassOut(0).split(digits_set, seed)
+    assert LeaveOneClassOut(0).split(digits_set, 2**32 - 1)
 
 
 def test_classes_by_index_name_and_digits():
@@ -171,6 +175,11 @@ def test_of_more_rows_than_max_rows_a_random_choice_is_left(digits_set):
     assert len(split.test) == 100
     assert 30 < split.anomalous.sum() < 70
     assert digits_set.classes[split.test].max() == 9
+
+
+def test_a_contamination_may_take_every_row_of_the_other_classes():
+    data = made_up(["a", "b", "c"], [0, 1, 0, 2, 0, 1], [True] * 6)
+    assert Contaminated("a", 0.5).split(data, 0).test.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -266,6 +275,14 @@ def test_tabular_half_contaminated(contamination):
     assert np.array_equal(mixed.train[~others], clean.train)
     assert np.array_equal(mixed.test, clean.test)
     assert not set(mixed.train) & set(mixed.test)
+
+
+def test_a_training_half_may_keep_all_its_anomalous_rows():
+    data = made_up_table()
+    test = TabularHalf(0).split(data, 0).test
+    half = np.setdiff1d(np.arange(1000), test)
+    whole = TabularHalf(0, contamination=float((data.classes[half] > 0).mean())).split(data, 0)
+    assert np.array_equal(whole.train, half)
 
 
 def test_tabular_half_knows_the_papers_ratios():

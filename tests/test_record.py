@@ -67,11 +67,23 @@ def test_csv_round_trip(tmp_path):
 
 def test_no_text_of_a_csv_is_a_formula(tmp_path):
     texts = ["=1+1", "+1", "-1.png", "@x", "\t=1", "", "a=1", "–"]
-    frame = pd.DataFrame({"file": texts, "score": np.linspace(-1, 1, 8), "n": range(-8, 0)})
+    frame = pd.DataFrame({"file": texts, "score": np.linspace(-1, 1, 8), "n": range(-8, 0), "=1+1": 0})
     record.write_csv(tmp_path / "scores.csv", frame)
     back = pd.read_csv(tmp_path / "scores.csv", keep_default_na=False)
     assert back["file"].tolist() == ["'=1+1", "'+1", "'-1.png", "'@x", "'\t=1", "", "a=1", "–"]
+    assert list(back) == ["file", "score", "n", "'=1+1"]
     pd.testing.assert_frame_equal(back[["score", "n"]], frame[["score", "n"]])
+
+
+def test_a_carriage_return_ends_no_line(tmp_path):
+    for frame in (pd.DataFrame({"file": ["a\rb", "c"]}), pd.DataFrame({"a\rb": ["c", "d"]})):
+        record.write_csv(tmp_path / "x.csv", frame)
+        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "x.csv"), frame)
+
+
+def test_bytes_of_a_name_that_are_no_text_are_spelled_out(tmp_path):
+    record.write_text(tmp_path / "x.txt", "a\udc80")
+    assert (tmp_path / "x.txt").read_bytes() == b"a\\udc80"
 
 
 def test_settings_hash_knows_what_can_move_a_number():
@@ -80,6 +92,8 @@ def test_settings_hash_knows_what_can_move_a_number():
     other = {"protocol": {"share": 0.8}, "model": {"lr": 0.1, "nz": 20}}
     assert record.settings_hash(settings) == record.settings_hash(same)
     assert record.settings_hash(settings) != record.settings_hash(other)
+    several = [record.settings_hash({"models": [{"lr": 0.1, "seed": seed}]}) for seed in (0, 1)]
+    assert several[0] == several[1]
     assert len(record.settings_hash(settings)) == 8
     assert record.settings_hash({"a": [1, {"b": None}]}) == "04c9b7f3"  # runs of other days are found again
 
@@ -138,6 +152,51 @@ def test_broken_json_is_a_warning(tmp_path, caplog, broken):
         (found,) = record.read_records(tmp_path)
     assert found.status == "unfinished"
     assert str(tmp_path / "a" / "metrics.json") in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "fitting", "others"),
+    [
+        ("metrics", "auroc", [0, 0.5, 1, None], [-0.1, 1.1, "0.5", True]),
+        ("metrics", "per_class", [{"cat": 0.5, "dog": None}], [{"cat": 2}, 0.5]),
+        ("metrics", "auroc_interval", [[0.5, 1]], [[0.5], [0, 1, 1], [0.5, 2]]),
+        ("metrics", "of_another_day", [12.5, None], ["text", [1]]),
+        ("run", "seed", [0, 3], [-1, 0.5, True]),
+        ("run", "of_another_day", ["text", [1], True], []),
+    ],
+)
+def test_what_is_of_no_kind_that_runs_write_is_left_out_and_named(
+    tmp_path, caplog, file, name, fitting, others
+):
+    for number, value in enumerate([*fitting, *others]):
+        fits = number < len(fitting)
+        caplog.clear()
+        run_folder(
+            tmp_path, "a", **{"run": {}, "metrics": {"n_train": 1}} | {file: {"n_test": 1, name: value}}
+        )
+        (found,) = record.read_records(tmp_path)
+        assert vars(found)[file] == {"n_test": 1} | ({name: value} if fits else {})
+        assert (repr(name) in caplog.text) is not fits
+
+
+@pytest.mark.parametrize("half", ["\\ud83d", "\\uD83D"])
+def test_half_a_sign_is_replaced(tmp_path, half):
+    (tmp_path / "x.json").write_text(f'{{"error": "a{half}b"}}')
+    assert record.read_json(tmp_path / "x.json") == {"error": "a?b"}
+
+
+def test_whole_numbers_beyond_64_bits_are_floats(tmp_path):
+    (tmp_path / "x.json").write_text(f"[{2**63 - 1}, {2**63}, {10**400}]".join(('{"numbers": ', "}")))
+    numbers = record.read_json(tmp_path / "x.json")["numbers"]
+    assert numbers == [2**63 - 1, 2.0**63, None]
+    assert isinstance(numbers[1], float)
+
+
+def test_a_config_may_have_many_lists_side_by_side_and_few_in_each_other():
+    side_by_side = "".join(f"key{number}: [1, 2]\n" for number in range(50))
+    assert record.plain_yaml(side_by_side) == side_by_side
+    with pytest.raises(ValueError, match="nested more than"):
+        record.plain_yaml("[" * 21 + "]" * 21)
 
 
 def test_the_config_is_read_when_asked_for(tmp_path):

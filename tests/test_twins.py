@@ -2,6 +2,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,9 @@ from safetensors.torch import load_file
 
 from anomaly_bench import record, run
 from anomaly_bench.cli import answer
+from anomaly_bench.training.checkpoint import save_weights
 from anomaly_bench.training.trainer import Trainer
+from anomaly_bench.twins import twin_of
 
 DATA = ["data=digits", "data.limit=100", "data.image_size=16", "trainer.device=cpu"]
 TINY = [
@@ -149,3 +152,49 @@ def test_the_last_weights_are_kept_beside_the_best(trainings):
     published = computed("evaluation=as_published")
     assert (published / "last.safetensors").exists()
     assert not (published / "best.safetensors").exists()
+
+
+FACTS = {
+    **{"training_hash": "5e6f7a8b", "data_fingerprint": "9c", "device": "cpu", "precision": "fp32"},
+    **{"threads": 1, "versions": {"torch": "2.8"}, "machine": {"cpu": "one"}, "git": "a" * 40},
+}
+
+
+def folder_of(runs: Path, settings_hash: str, **others: object) -> Path:
+    """A finished run that says so much of itself."""
+    folder = runs / record.run_name("digits", "folder", "ae", "case", 0, settings_hash)
+    record.write_json(folder / "run.json", FACTS | others)
+    record.write_json(folder / "metrics.json", {"auroc": 0.5})
+    save_weights(folder / "model.safetensors", torch.nn.Linear(1, 1))
+    return folder
+
+
+def job_in(folder: Path) -> SimpleNamespace:
+    """As much of a job as is asked for here."""
+    return SimpleNamespace(
+        folder=folder,
+        names={"data": "digits", "protocol": "folder"},
+        split=SimpleNamespace(case="case"),
+        seed=0,
+        trainer=SimpleNamespace(eval_every=0),
+        values={"rerun": False},
+    )
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_a_twin_is_alike_in_every_fact_that_can_move_a_weight(tmp_path, fact):
+    job = job_in(folder_of(tmp_path, "11111111"))
+    twin = folder_of(tmp_path, "22222222")
+    assert twin_of(job) == twin
+    folder_of(tmp_path, "22222222", **{fact: "another"})
+    assert twin_of(job) is None
+
+
+def test_a_run_is_no_twin_of_itself_nor_one_whose_weights_are_damaged(tmp_path):
+    job = job_in(folder_of(tmp_path, "11111111"))
+    assert twin_of(job) is None
+    weights = folder_of(tmp_path, "22222222") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert twin_of(job) is None
+    save_weights(weights.with_name("last.safetensors"), torch.nn.Linear(1, 1))
+    assert twin_of(job) == weights.parent

@@ -69,6 +69,14 @@ def test_what_a_protocol_leaves_over_needs_no_name(parts):
     check(table, TabularHalf(4).split(table, 0), 0.2, None, {0, 1, 2, 3, 5, 6, 7, 8, 9})
 
 
+def test_a_small_share_is_one_normal_row_and_others_are_rounded_down(digits_set):
+    before = LeaveOneClassOut(2).split(digits_set, 0)
+    n = int((digits_set.classes[before.train] != 7).sum())
+    for share, expected in ((0.1 / n, 1), (2.9 / n, 2)):
+        _, validation = hold_out(before, digits_set, 0, share, 7)
+        assert (~validation.anomalous).sum() == expected
+
+
 def test_without_a_share_nothing_changes(digits_set):
     split = LeaveOneClassOut(2).split(digits_set, 0)
     assert hold_out(split, digits_set, 0, None, 7) == (split, None)

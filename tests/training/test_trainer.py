@@ -1,4 +1,6 @@
+import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,6 +9,8 @@ from toys import Dictated, Plan, dictated, rows
 
 from anomaly_bench.detector import Rows, Stage
 from anomaly_bench.errors import SettingError
+from anomaly_bench.training import trainer as training
+from anomaly_bench.training.capture import Prepared
 from anomaly_bench.training.checkpoint import Checkpoint
 from anomaly_bench.training.trainer import DivergedError, Learned, Trainer, leave_untrained
 
@@ -32,6 +36,7 @@ def same(a: Dictated, b: Dictated) -> bool:
     [
         ({}, {"a": 4, "b": 9}),
         ({"epoch_scale": 0.5}, {"a": 2, "b": 4}),
+        ({"epoch_scale": 0.3}, {"a": 1, "b": 3}),
         ({"epoch_scale": 2.0}, {"a": 8, "b": 18}),
         ({"epoch_scale": 0.01}, {"a": 1, "b": 1}),
         ({"max_epochs": 5}, {"a": 4, "b": 5}),
@@ -208,6 +213,50 @@ def test_until_is_kept_so_that_an_early_end_stays_one(tmp_path) -> None:
     plan = Plan(epochs=5)
     learned = trainer().learn(dictated(plan), rows(), seed=0, keep=keep)
     assert (plan.seen, len(learned.history)) == ([], 1)
+
+
+def test_many_epochs_are_kept_evenly_spaced_and_the_last(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(training, "KEPT", 3)
+    told: list[int] = []
+    trainer().learn(
+        dictated(Plan(epochs=7)),
+        rows(),
+        seed=0,
+        keep=tmp_path / "checkpoint.safetensors",
+        tell=lambda history: told.append(len(history)),
+    )
+    assert told == [2, 4, 6, 7]
+
+
+def test_a_run_that_stopped_in_a_later_stage_repeats_no_earlier_one(tmp_path) -> None:
+    keep = tmp_path / "checkpoint.safetensors"
+    broken = Plan("b", loss=lambda step: math.nan if step == 6 else 1.0)
+    with pytest.raises(DivergedError):
+        trainer().learn(dictated(Plan("a"), broken), rows(), seed=0, keep=keep)
+    first, second = Plan("a"), Plan("b")
+    learned = trainer().learn(dictated(first, second), rows(), seed=0, keep=keep)
+    assert (len(first.seen), len(second.seen)) == (0, 8)
+    assert [(line.name, line.epoch) for line in learned.history] == [(n, e) for n in "ab" for e in (1, 2, 3)]
+
+
+def test_learning_takes_the_seconds_of_epochs_and_of_what_is_between_stages(monkeypatch) -> None:
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    learned = learn(dictated(Plan("a", 2), Plan("b", 1)))
+    assert [line.seconds for line in learned.history] == [1, 1, 1]
+    assert learned.seconds == 3 + 3  # the code before, between and after two stages
+
+
+def test_how_steps_run_is_decided_by_all_steps_of_a_stage_and_told(monkeypatch) -> None:
+    asked = []
+
+    def recorded(mode, detector, stage, batch, n_steps, *_) -> Prepared:
+        asked.append((mode, n_steps))
+        return Prepared(stage.step, "graph")
+
+    monkeypatch.setattr(training, "prepared", recorded)
+    learned = learn(dictated(Plan(epochs=5)))
+    assert asked == [("auto", 4 * 5)]
+    assert {line.step for line in learned.history} == {"graph"}
 
 
 def test_leave_untrained_walks_all_stages_and_runs_none() -> None:
