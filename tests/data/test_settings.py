@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomaly_bench.data.settings import data_root, kept_rows
+from anomaly_bench.data.settings import check_image_size, data_root, kept_rows
 from anomaly_bench.errors import SettingError
 
 
@@ -16,6 +16,8 @@ def test_data_root(monkeypatch, tmp_path):
     assert data_root(None) == tmp_path / "xdg/anomaly-bench"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert data_root(None) == Path.home() / ".cache/anomaly-bench"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert data_root(None) == Path.home() / ".cache/anomaly-bench"
 
 
 def test_kept_rows():
@@ -25,6 +27,14 @@ def test_kept_rows():
     assert kept_rows(classes, train, 3).tolist() == [0, 4, 5, 7, 8, 9]
     assert kept_rows(classes, train, 1).tolist() == [4, 7]
     assert kept_rows(classes, train, 6).tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]  # class 1 has no second row
-    for limit in (0, -1, 2.5, "many"):
+    for limit in (0, -1, 2.5, "many", True):
         with pytest.raises(SettingError, match=r"data\.limit="):
             kept_rows(classes, train, limit)
+
+
+def test_image_sizes():
+    for size in (1, 4096, None):
+        check_image_size(size)
+    for size in (0, -8, 4097, 32.0, True):
+        with pytest.raises(SettingError, match=r"data\.image_size="):
+            check_image_size(size)
