@@ -148,6 +148,24 @@ def test_rows_with_features_of_other_images_are_marked():
     assert not any("comparable" in note for note in make_tables(records[1:])[0].notes)
 
 
+def test_methods_that_learn_from_the_test_rows_are_named():
+    records = [made_up(model="ocsvm", transductive=True), made_up(model="ae")]
+    assert "Learned from the test rows themselves, without labels: ocsvm." in notes_of(table_of(*records))
+    assert "Learned from the test rows" not in notes_of(table_of(records[1]))
+
+
+def test_what_pixels_are_measured_on_is_told_where_they_are():
+    assert "pixels: AUROC of all pixels" in notes_of(table_of(made_up(metrics={"auroc_pixel": 0.9})))
+    assert "pixels" not in notes_of(table_of(made_up()))
+
+
+def test_what_is_known_of_a_table_of_numbers_is_told():
+    told = notes_of(table_of(made_up(n_distinct=90, n_missing=7, data_note="Of 1999.", known_ratio=0.025)))
+    assert "pets: Of 1999." in told
+    assert "pets: 7 missing numbers became medians of their columns' training rows." in told
+    assert "pets: precision, recall and F1 call the 0.025 of the test rows" in told
+
+
 def test_without_evaluated_epochs_there_is_no_best_epoch():
     table = table_of(made_up())
     assert "best epoch" not in str(table.rows) + notes_of(table)
@@ -165,6 +183,14 @@ def test_missing_failed_and_unfinished_runs_are_told():
         table
     )
     assert "Unfinished: ganomaly-owl-0" in notes_of(table)
+
+
+@pytest.mark.parametrize(("number", "told"), [(10, "9."), (11, "9 and 1 more.")])
+def test_of_many_unfinished_runs_ten_are_named(number, told):
+    runs = [made_up("cat"), *(made_up("dog", seed, status="unfinished") for seed in range(number))]
+    (note,) = [note for note in table_of(*runs).notes if note.startswith("Unfinished")]
+    assert note.startswith("Unfinished: ganomaly-dog-0, ganomaly-dog-1, ")
+    assert note.endswith(f"ganomaly-dog-{told}")
 
 
 def test_a_class_one_method_lacks_is_a_dash():
@@ -188,6 +214,19 @@ def test_settings_are_told_by_the_overrides_that_differ():
         ),
     ]
     assert [row["settings"] for row in rows_of(table_of(*records))[::2]] == ["default", "model.nz=20"]
+
+
+def test_how_a_sweep_was_launched_tells_no_settings_apart():
+    one, other = (["model.nz=20"], ["hydra/launcher=joblib", "hydra.job.num=1"])
+    records = [made_up(settings_hash="1", overrides=one), made_up(settings_hash="2", overrides=other)]
+    assert [row["settings"] for row in rows_of(table_of(*records))[::2]] == ["default", "model.nz=20"]
+
+
+def test_a_class_that_the_data_do_not_name_comes_after_those_they_do():
+    names = ["0.normal", "1.abnormal/gun"]
+    facts = {"protocol": "folder", "class": None, "class_index": None, "data_classes": names}
+    table = table_of(made_up(metrics={"per_class": {"another": 0.6, "1.abnormal/gun": 0.8}}, **facts))
+    assert table.headers[4:] == ["1.abnormal/gun", "another", "overall"]
 
 
 def test_cases_without_a_class_of_their_own_are_no_seeds():
@@ -277,6 +316,11 @@ def test_provenance_is_below_the_table_and_synthetic_data_are_loud():
     jpeg = notes_of(table_of(made_up(data_source="folder", data_formats=[".jpg"])))
     assert "class folders of .jpg files (lossy" in jpeg
     assert "lossy" not in notes_of(table_of(made_up(data_source="folder", data_formats=[".png"])))
+    for suffix in (".jpeg", ".webp"):
+        mixed = made_up(data_source="folder", data_formats=[".png", suffix])
+        assert "(lossy" in notes_of(table_of(mixed))
+    one_of_two = table_of(made_up("cat"), made_up("dog", data_source="synthetic"))
+    assert "SYNTHETIC DATA" in one_of_two.title
 
 
 def test_runs_on_different_data_are_told():
@@ -300,7 +344,7 @@ def test_one_line_a_cell():
     assert (cat["class"], cat["n"], cat["mean"]) == ("cat", 2, pytest.approx(0.6))
     assert cat["std"] == pytest.approx(math.sqrt(0.02))
     assert (dog["untrained_mean"], dog["best_epoch_mean"]) == (0.55, pytest.approx(math.nan, nan_ok=True))
-    assert (mean["class"], mean["mean"]) == ("mean", pytest.approx(0.75))
+    assert (mean["class"], mean["mean"], mean["n"]) == ("mean", pytest.approx(0.75), 2)
 
 
 HOSTILE = 'a|b_%<x>\\$&#{}~^*[]`"\n\x1b[31m'
