@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomaly_bench.data.settings import check_image_size, data_root, kept_rows
+from anomaly_bench.data.settings import check_image_size, data_root, kept_rows, within
 from anomaly_bench.errors import SettingError
 
 
@@ -38,3 +38,12 @@ def test_image_sizes():
     for size in (0, -8, 4097, 32.0, True):
         with pytest.raises(SettingError, match=r"data\.image_size="):
             check_image_size(size)
+
+
+def test_a_folder_may_itself_be_reached_by_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/a.png").touch()
+    (tmp_path / "real/b.png").symlink_to("a.png")
+    (tmp_path / "alias").symlink_to("real")
+    files = [tmp_path / "alias" / name for name in ("a.png", "b.png")]
+    assert within(files, tmp_path / "alias") == files
