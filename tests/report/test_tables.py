@@ -99,6 +99,7 @@ def test_the_deviation_of_the_mean_is_over_seeds():
 def test_a_mean_over_some_classes_is_marked():
     part = table_of(made_up("cat", 0, 0.5), made_up("dog", 0, 0.7))
     assert rows_of(part)[0]["mean"] == "0.600 †"
+    assert rows_of(part)[0]["cat"] == "0.500"
     assert "† where these are not all 3" in notes_of(part)
     whole = table_of(*(made_up(cls) for cls in CLASSES))
     assert "†" not in str(whole.rows)
@@ -137,6 +138,9 @@ def test_what_hindsight_reached_has_a_row_and_columns_of_its_own(tmp_path):
         report = tmp_path / name / "report"
         assert ("hindsight_mean" in pd.read_csv(report / "table.csv")) == (name == "with")
         assert ("hindsight *" in (report / "index.html").read_text(encoding="utf-8")) == (name == "with")
+    kept(tmp_path / "mixed", made_up("dog"), records[0])
+    write_report(tmp_path / "mixed")
+    assert pd.read_csv(tmp_path / "mixed/report/table.csv")["hindsight_mean"].max() == 0.9
 
 
 def test_rows_with_features_of_other_images_are_marked():
@@ -258,6 +262,11 @@ def test_of_two_runs_of_the_same_thing_the_newest_counts():
     table, left_out = make_tables([made_up(auroc=0.9), old])
     assert rows_of(table)[0]["cat"] == "0.900"
     assert "a newer run" in notes_of(left_out)
+
+
+def test_a_run_without_a_readable_record_is_told():
+    (left_out,) = make_tables([Record(Path("lost"), "finished", {}, {}, {})])
+    assert left_out.notes == ["Left out: lost: its run.json cannot be read."]
 
 
 def test_a_class_of_which_no_run_is_finished_is_a_hole():
@@ -408,7 +417,18 @@ def test_text_of_many_classes_comes_in_blocks():
     assert len(re.findall(r"\b0\.500\b", text)) == 21
 
 
+def test_titles_and_notes_are_escaped_like_cells():
+    failed = made_up("dog", data=HOSTILE, status="failed", failure={"error": HOSTILE})
+    table = table_of(made_up(data=HOSTILE), failed)
+    markdown, latex = formats.markdown(table), formats.latex(table)
+    assert markdown.count("<x>") == 0
+    assert markdown.count("\\<x\\>") == 2
+    assert latex.count("b_%") == 0
+    assert latex.count(r"b\_\%") == 2
+
+
 def test_text_holds_no_terminal_codes():
+    assert "\x1b" not in formats.text(table_of(made_up(data=HOSTILE)))
     assert "\x1b" not in formats.text(table_of(made_up(HOSTILE), made_up("dog", model=HOSTILE)))
 
 
