@@ -63,7 +63,7 @@ def words_are_commands(arguments: Sequence[str], commands: Iterable[str]) -> Non
 def groups_take_names(arguments: Sequence[str]) -> None:
     """Refuse `model=1.5` and the like: a group takes the name of a file."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     for argument in arguments:
         group = argument.partition("=")[0]
@@ -71,7 +71,7 @@ def groups_take_names(arguments: Sequence[str]) -> None:
             continue
         try:
             value = OverridesParser.create().parse_override(argument).value()
-        except OverrideParseException:
+        except HydraException:
             continue  # which Hydra tells of
         if value is None or isinstance(value, bool | int | float | list | dict):
             names = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))

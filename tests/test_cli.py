@@ -7,6 +7,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from sklearn.datasets import load_digits
 
 from anomaly_bench import cli, jobs, record
 from anomaly_bench.cli import answer
+from anomaly_bench.errors import SettingError
 from anomaly_bench.jobs import leave_note
 
 TINY = [
@@ -273,6 +275,8 @@ def test_a_disk_without_room_for_notes_is_told_at_the_end(bench, monkeypatch, ca
         (["protocol=one_vs_rest", "seed=-1"], ["seed=-1: allowed is 0 to 2**32 - 1"]),
         (["-m", "seed=0,1", "runs_dir=/proc/none"], ["runs_dir='/proc/none': nothing can be written there"]),
         (["abnormal_class=größe"], ["größe: cannot be read", "a to z"]),
+        (["model=größe"], ["model=größe: cannot be read", "a to z"]),
+        (["model='"], ["model=': cannot be read"]),
         (["data.root=a", "b"], ["b: no KEY=VALUE", "quotes within quotes"]),
         (["abnormal_class=0.5"], ["abnormal_class=0.5: a whole number or a name (in quotes within quotes"]),
         (["--model", "ganomaly"], ["--model", "write model=VALUE"]),
@@ -478,7 +482,10 @@ def test_list_and_help_say_what_there_is(bench):
     assert code == 0
     for word in ("ganomaly", "cifar10", "leave_one_class_out"):
         assert word in out
-    assert "\n  ae " in bench("list", "models")[1]
+    out = bench("list", "models")[1]
+    assert "\n  ae " in out
+    assert "models" not in out.splitlines()
+    assert "@package" not in bench("list", "experiments")[1]
     code, out, _ = bench("--help")
     assert code == 0
     for word in ("anomaly-bench report", "abnormal_class", "trainer.max_epochs", "n_jobs", "model: aae"):
@@ -592,6 +599,95 @@ def test_slips_are_refused_in_a_line(bench, arguments, said):
     code, out, err = bench(*arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (SettingError("seed=-1: too small"), 2, "anomaly-bench: seed=-1: too small\n"),
+        (KeyboardInterrupt(), 130, "anomaly-bench: stopped; the same command goes on from the last epoch kept\n"),
+        (ValueError("a\nb"), 1, "anomaly-bench: unexpected ValueError: a b (ANOMALY_BENCH_DEBUG=1 shows where)\n"),
+    ],
+)  # fmt: skip
+def test_how_a_command_ends_is_told_by_its_exit_code(bench, monkeypatch, error, code, said):
+    def failing(_):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "list", failing)
+    assert bench("list") == (code, "", said)
+    monkeypatch.setenv("ANOMALY_BENCH_DEBUG", "1")
+    found, out, err = bench("list")
+    assert (found, out) == (code, "")
+    assert ("Traceback" in err) == (code != 130)
+
+
+def test_who_reads_no_further_ends_it_well():
+    program = "from anomaly_bench import cli; cli.COMMANDS['list'] = lambda _: print('x' * 10**7); cli.main()"
+    command = [sys.executable, "-c", program, "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
+        reader.stdout.close()
+        assert reader.stderr.read() == b""
+    assert reader.returncode == 0
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(1, "1 epoch, "), (2, "2 epochs, "), (0, "0 epochs, ")])
+def test_a_run_is_summed_up_in_a_line(tmp_path, epochs, said):
+    figures = {"auroc": 0.91234, "auroc_untrained": 0.5, "train_seconds": 12.4}
+    run = {"model": "ae", "data": "digits", "case": "abnormal-3", "seed": 1, "epochs_done": epochs}
+    record.write_json(tmp_path / "metrics.json", figures)
+    record.write_json(tmp_path / "run.json", run)
+    assert cli.summary(tmp_path) == (
+        f"AUROC 0.912, untrained 0.500: ae on digits, abnormal-3, seed 1, {said}12 s of training"
+    )
+    assert cli.objective_of(tmp_path) is None
+    record.write_json(tmp_path / "metrics.json", figures | {"auroc_validation": 0.7})
+    assert ", untrained 0.500, on validation rows 0.700: ae" in cli.summary(tmp_path)
+    assert cli.objective_of(tmp_path) == 0.7
+
+
+def test_what_is_typed_for_a_race_comes_to_it_in_any_order(bench, monkeypatch):
+    monkeypatch.setattr("anomaly_bench.recommend.recommend", lambda *given: given)
+    assert (
+        bench("recommend", "data=digits", "--minutes", "2", "model=ae")[1]
+        == "(['data=digits', 'model=ae'], 2.0)\n"
+    )
+    assert bench("recommend")[1] == "([], 5.0)\n"
+
+
+@pytest.mark.parametrize("output", ["new.CSV", "new.JSON"])
+def test_what_is_typed_for_scoring_comes_to_it(bench, monkeypatch, output):
+    asked = []
+
+    def scored(*given):
+        asked.append(given)
+        return SimpleNamespace(
+            table=pd.DataFrame({"row": [0, 1], "score": [0.25, 0.75]}),
+            n_anomalous=1,
+            threshold=0.5,
+            rule="a rule",
+        )
+
+    monkeypatch.setattr("anomaly_bench.score.score_files", scored)
+    given = ["score", "run", "a.csv", "--output", output, "--threshold", "max_train", "--maps", "maps"]
+    more = ["--device", "cuda:1", "--allow", "mine", "--allow", "yours", "--fail-on-anomaly"]
+    code, out, _ = bench(*given, *more)
+    assert asked == [(Path("run"), [Path("a.csv")], "cuda:1", "max_train", Path("maps"), ["mine", "yours"])]
+    assert (code, out) == (cli.FOUND, f"{output}: 2 rows, 1 of them anomalous, above 0.5 (a rule)\n")
+    text = Path(output).read_text()
+    assert text.startswith("row,score\n") if output == "new.CSV" else json.loads(text)["threshold"] == 0.5
+    assert bench("score", "run", "a.csv")[:2] == (0, "row,score\n0,0.25\n1,0.75\n")
+    assert asked[1][2:] == ("auto", None, None, [])
+
+
+def test_what_is_spared_may_be_named_in_any_way(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    monkeypatch.chdir(tmp_path)
+    for place in ("run/x.csv", "other/../run/x.csv", "link/x.csv"):
+        with pytest.raises(SettingError, match="it would change"):
+            cli.check_spared("--output", Path(place), [tmp_path / "run"])
+    cli.check_spared("--output", Path("run.csv"), [tmp_path / "run"])
+    cli.check_spared("--output", None, [tmp_path / "run"])
 
 
 def test_its_version_is_its_own(capsys):

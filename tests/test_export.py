@@ -1,7 +1,9 @@
 import io
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -199,9 +201,12 @@ def test_searches_are_refused(runs, capsys, monkeypatch):
     assert "it scores by descending on each row" in refused(runs["ganomaly"], "onnx", capsys)
 
 
-def test_what_is_missing_or_misspelt_is_refused_before_any_work(runs, capsys, monkeypatch):
+def test_what_is_missing_or_misspelt_is_refused_before_any_work(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(export, "load_run", pytest.fail)
     assert "names that end in .onnx" in refused(runs["ae"], "onnx", capsys, "--output", "model.pt2")
+    (tmp_path / "folder.pt2").mkdir()
+    place = str(tmp_path / "folder.pt2")
+    assert "names that end in .pt2" in refused(runs["ae"], "torch", capsys, "--output", place)
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
     assert "--format onnx: onnxscript missing; install anomaly-bench[export]" in refused(
         runs["ae"], "onnx", capsys
@@ -239,6 +244,77 @@ def test_bits_and_places_are_exact_without_the_operators():
             export.places(known[0], wanted[0], right=right),
             torch.searchsorted(known[0], wanted[0], right=right),
         )
+
+
+def test_other_operators_that_onnx_lacks_are_those_of_torch():
+    draw = torch.Generator().manual_seed(0)
+    a, b = 1000 + torch.randn(20, 5, generator=draw), torch.randn(7, 5, generator=draw)
+    for mode in (None, 2):
+        np.testing.assert_allclose(export.distances(a, b, 2.0, mode), torch.cdist(a, b), rtol=1e-4)
+        assert export.distances(a, a, 2.0, mode).isfinite().all()
+    assert not export.distances(a, a, 2.0, 2).diagonal().any()
+    assert export.distances(a, b, 1.0) is NotImplemented
+    lower = torch.randn(3, 4, 4, generator=draw).tril() + 4 * torch.eye(4)
+    right = torch.randn(3, 4, 2, generator=draw)
+    solved = torch.linalg.solve_triangular(lower, right, upper=False)
+    np.testing.assert_allclose(export.substituted(lower, right, upper=False), solved, atol=1e-6)
+    for other in ({"upper": True}, {"upper": False, "left": False}, {"upper": False, "unitriangular": True}):
+        assert export.substituted(lower, right, **other) is NotImplemented
+    large = torch.randint(-(2**62), 2**62, (4, 9), generator=draw)
+    assert torch.equal(export.wrapping_sum(large, [1]), large.sum(1))
+    for x, dim, keepdim in (
+        (a, [1], False),
+        (large, None, False),
+        (large, [0, 1], False),
+        (large, [1], True),
+    ):
+        assert export.wrapping_sum(x, dim, keepdim) is NotImplemented
+
+
+def test_the_difference_is_in_parts_of_the_largest_value():
+    scores, maps = torch.tensor([1.0, -4.0]), torch.zeros(2, 3, 3)
+    assert export.largest_difference([scores, maps], [scores, maps]) == 0
+    assert export.largest_difference([scores, maps], [scores + 0.5, maps]) == 0.125
+    assert export.largest_difference([scores, 1 + maps], [scores, 1.25 + maps]) == 0.25
+    assert np.isnan(export.largest_difference([scores], [scores * torch.nan]))
+
+
+def test_a_file_of_a_table_is_checked_with_gaps_on_both_sides_of_the_range():
+    rows = torch.rand(50, 5, generator=torch.Generator().manual_seed(0))
+    x = export.probes(SimpleNamespace(run={"shape": [5]}, scaler=fit_scaler(rows, "minmax")))
+    assert x.shape == (24, 5)
+    assert 0 < x.isnan().sum() < 24
+    assert x.nan_to_num(0).min() < rows.min()
+    assert x.nan_to_num(0).max() > rows.max()
+
+
+def test_exporters_are_silenced_and_nobody_else_for_longer():
+    before = logging.root.manager.disable
+    logging.disable(logging.DEBUG)
+    try:
+        with export.quiet():
+            assert not logging.getLogger("torch").isEnabledFor(logging.ERROR)
+        with pytest.raises(KeyError), export.quiet():
+            raise KeyError
+        assert logging.root.manager.disable == logging.DEBUG
+    finally:
+        logging.disable(before)
+
+
+def test_the_reason_is_that_of_the_first_error():
+    def failing():
+        try:
+            raise ValueError("too " + "long " * 90)
+        except ValueError:
+            raise RuntimeError("while tracing")  # noqa: B904
+
+    with pytest.raises(RuntimeError) as caught:
+        failing()
+    said = export.reason_in(caught.value)
+    assert said.startswith("too long long")
+    assert said.endswith(" ...")
+    assert len(said) <= 240
+    assert export.reason_in(NotImplementedError()) == "NotImplementedError"
 
 
 def test_rows_that_were_learned_are_known_in_a_file_too(tmp_path):

@@ -3,7 +3,9 @@
 import json
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -114,6 +116,7 @@ def test_the_bound_holds_in_the_middle_of_a_run(typed, tmp_path):
         (["seed=0,1"], "seed=0,1: allowed is one whole number"),
         (["evaluation=as_published"], "evaluation: recommend decides that itself"),
         (["evaluation.epoch=best_test"], "evaluation.epoch: recommend decides that itself"),
+        (["+evaluation.epoch=best_test"], "evaluation.epoch: recommend decides that itself"),
         (["trainer.max_epochs=3"], "trainer.max_epochs: recommend decides that itself"),
     ],
 )
@@ -151,9 +154,15 @@ def test_the_reported_half_has_no_part_in_the_ranking(tmp_path):
     assert table["AUROC"].astype(float).tolist() == [0, 1]
 
 
-def test_halves_need_two_of_each():
+def test_the_seed_draws_the_halves():
+    labels = np.arange(40) % 2 == 1
+    assert not np.array_equal(halves(labels, 0)[0], halves(labels, 1)[0])
+
+
+@pytest.mark.parametrize("labels", [[False, False, True], [True, True, False]])
+def test_halves_need_two_of_each(labels):
     with pytest.raises(SettingError, match="1 test rows of a kind"):
-        halves(np.array([False, False, True]), 0)
+        halves(np.array(labels), 0)
 
 
 def test_margin_and_stability_rank_where_no_anomaly_is_known(tmp_path):
@@ -179,6 +188,79 @@ def test_a_method_is_over_when_more_epochs_change_nothing(tmp_path):
     assert entry.expected(16) == 2 + 4
     entry.epochs = 16
     assert entry.over
+
+
+def test_a_method_that_failed_is_over_and_one_with_an_unfinished_stage_is_not(tmp_path):
+    folder = run_folder(tmp_path / "run", np.zeros(2), np.array([0, 1]))
+    assert Entry("ae", error="no memory").over
+    assert Entry("ae", [folder], 4, error="no memory").over
+    (folder / "run.json").write_text(json.dumps({"stages": [{"epochs_done": 4}, {"epochs_done": 16}]}))
+    assert not Entry("ae", [folder], 16).over
+
+
+class Asked:
+    """Stands for a judge: a run takes a second an epoch, and `slow` fails above its first rung."""
+
+    def __init__(self, folder: Path, facts: dict[str, bool] | None = None) -> None:
+        self.folder, self.facts = folder, facts
+        self.runs: list[tuple[str, int, int]] = []
+        self.bounds: list[float] = []
+
+    def ask(self, what: str, of: list, seconds: float) -> dict:
+        if what == "look":
+            return self.facts or {}
+        given = dict(text.split("=") for text in of[0])
+        assert len(given) == len(of[0]), "a setting is there twice"
+        run = given["model"], int(given["trainer.max_epochs"]), int(given["seed"])
+        self.runs.append(run)
+        self.bounds.append(seconds)
+        if run[0] == "slow" and run[1] > 1:
+            return {"error": "stopped"}
+        folder = self.folder / "-".join(map(str, run))
+        run_folder(folder, np.zeros(2), np.array([0, 1]), train_seconds=float(run[1]))
+        stages = {"stages": [{"epochs_done": run[1]}], "epochs_done": run[1]}
+        (folder / "run.json").write_text(json.dumps(stages))
+        return {"folder": str(folder)}
+
+
+def test_methods_climb_as_far_as_their_share_of_the_time_allows(tmp_path):
+    asked, entries = Asked(tmp_path), [Entry("a"), Entry("b")]
+    clock = SimpleNamespace(left=90)
+    race.race(asked, entries, ["data=digits", "seed=9"], [3, 4], made_up=True, clock=clock)
+    rungs = [("a", 1), ("b", 1), ("a", 4), ("b", 16)]  # two runs of 16 s fit into 0.7 of 90 s, not of 45 s
+    assert asked.runs == [(*rung, seed) for rung in rungs for seed in (3, 4)]
+    assert [(entry.epochs, len(entry.folders)) for entry in entries] == [(4, 2), (16, 2)]
+    assert all(0 <= bound <= most for bound, most in zip(asked.bounds, [45, 45, 90, 90] * 2, strict=True))
+
+
+def test_a_method_that_fails_keeps_what_it_had_and_climbs_no_more(tmp_path):
+    asked, entries = Asked(tmp_path), [Entry("slow")]
+    race.race(asked, entries, [], [0], made_up=False, clock=SimpleNamespace(left=1e6))
+    assert asked.runs == [("slow", 1, 0), ("slow", 256, 0)]
+    assert (entries[0].error, entries[0].epochs) == ("stopped", 1)
+
+
+def test_without_time_no_method_begins(tmp_path):
+    asked = Asked(tmp_path)
+    race.race(asked, [Entry("a")], [], [0], made_up=False, clock=SimpleNamespace(left=0))
+    assert asked.runs == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "anomalies", "methods", "seeds"),
+    [(True, True, race.ROWS, [7]), (False, False, race.IMAGES, [7, 8])],
+)
+def test_methods_and_seeds_are_those_of_the_data(tmp_path, monkeypatch, rows, anomalies, methods, seeds):
+    asked = Asked(tmp_path, {"rows": rows, "anomalies": anomalies})
+    monkeypatch.setattr(race, "judge", lambda: nullcontext(asked))
+    with pytest.raises(SettingError, match="no method has finished"):
+        race.recommend(["+seed=7"], 1e-9)
+    monkeypatch.setattr(
+        race, "race", lambda _, entries, *given, **__: asked.runs.append(([e.method for e in entries], given))
+    )
+    with pytest.raises(SettingError, match="no method has finished"):
+        race.recommend(["seed=7", "data.limit=9"], 5)
+    assert asked.runs == [([*methods], (["seed=7", "data.limit=9"], seeds))]
 
 
 @pytest.mark.parametrize("shape", [(60, 1, 8, 8), (60, 5)])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomaly_bench.data.decode import Failure, decode, decode_all, is_grey
+from anomaly_bench.data.decode import Failure, decode, decode_all, is_grey, size_of
 
 
 def test_decoding_needs_no_torch():
@@ -80,6 +80,13 @@ def test_pad_keeps_the_aspect(wide):
     assert (picture[16:] == 0).all()
 
 
+@pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
+def test_pixels_between_others_lie_between_them(tmp_path, fit):
+    Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "a.png")
+    expected = [0, 64, 191, 255]  # bilinear; other filters go beyond the ends, or are steps
+    assert decode(str(tmp_path / "a.png"), (1, 2, 4), fit)[..., 0].tolist() == [expected] * 2
+
+
 def test_large_jpeg_is_like_its_png(tmp_path):
     ramp = np.broadcast_to(np.linspace(0, 255, 512).astype(np.uint8), (512, 512))
     blocks = np.kron(np.indices((16, 16)).sum(0) % 2, np.full((4, 4), 200)).astype(np.uint8)
@@ -108,6 +115,10 @@ def test_reasons_of_failure(tmp_path):
         decode(str(tmp_path / "float.tif"), (1, 4, 4), "stretch")
     with pytest.raises(Failure, match=r"4x5, not 4x4: set data\.image_size"):
         decode(str(tmp_path / "tall.png"), (1, 4, 4), None)
+    for value in (-1, 65536):
+        Image.fromarray(np.array([[7, value]], np.int32)).save(tmp_path / "wide.tif")
+        with pytest.raises(Failure, match="which are not of 16 bits"):
+            decode(str(tmp_path / "wide.tif"), (1, 1, 2), None)
 
 
 def test_formats_that_run_programs_are_refused(tmp_path):
@@ -116,6 +127,8 @@ def test_formats_that_run_programs_are_refused(tmp_path):
     )
     with pytest.raises(Failure, match="UnidentifiedImageError"):
         decode(str(tmp_path / "a.png"), (1, 4, 4), "stretch")
+    with pytest.raises(Failure, match="UnidentifiedImageError"):
+        size_of(str(tmp_path / "a.png"))
 
 
 def test_is_grey(tmp_path):
@@ -129,3 +142,5 @@ def test_is_grey(tmp_path):
     ):
         Image.new(mode, (4, 4)).save(tmp_path / "a.png")
         assert is_grey(str(tmp_path / "a.png")) == grey, mode
+    Image.fromarray(np.array([[1]], ">u2")).save(tmp_path / "a.tif")
+    assert is_grey(str(tmp_path / "a.tif"))

@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,6 +77,23 @@ def test_a_mask_marks_its_brighter_half_where_the_image_is(tmp_path, draw, mask)
     assert unmarked.fingerprint() != data.fingerprint()
 
 
+def test_each_mask_has_a_scale_of_its_own_and_its_image_may_have_points_in_its_name(tmp_path, draw):
+    for path in ("train/good/a.png", "test/good/a.png", "test/gun/a.1.png", "test/gun/a.2.png"):
+        draw(tmp_path / path, 1)
+    draw(tmp_path / "ground_truth/gun/a.1_mask.png", 1)
+    draw(tmp_path / "ground_truth/gun/a.2_mask.png", 255)
+    data = folder.load(root=tmp_path, image_size=8)
+    assert data.masks.all((1, 2)).tolist() == [False, False, True, True]
+
+
+def test_a_mask_of_another_size_is_not_stretched_where_images_keep_theirs(tmp_path, draw):
+    for path in ("train/good/a.png", "test/good/a.png", "test/gun/a.png"):
+        draw(tmp_path / path, 1)
+    draw(tmp_path / "ground_truth/gun/a_mask.png", 1, size=(4, 4))
+    with pytest.raises(SettingError, match=r"a_mask\.png.*4x4, not 8x8"):
+        folder.load(root=tmp_path, image_size=None)
+
+
 def test_a_mask_that_cannot_be_read_is_named(tmp_path, draw):
     for path in ("train/good/a.png", "test/good/a.png", "test/gun/a.png"):
         draw(tmp_path / path, 1)
@@ -95,6 +113,19 @@ def test_channels(tmp_path, draw):
     assert mixed.shape == (3, 64, 64)
     assert (mixed.x == 9).all()
     assert folder.load(root=tmp_path, channels=1).shape == (1, 64, 64)
+
+
+def test_pixels_are_scaled_as_a_run_has_it(ganomaly):
+    data = folder.load(root=ganomaly, image_size=8, mean=0.1, std=0.2)
+    assert (data.mean, data.std) == (0.1, 0.2)
+
+
+def test_hidden_folders_are_left_out(ganomaly, draw):
+    draw(ganomaly / "train/.cache/a.png", 0)
+    draw(ganomaly / "test/0.normal/.thumbnails/a.png", 0)
+    assert folder.load(root=ganomaly, image_size=8).class_names == (
+        *("0.normal", "1.abnormal/gun", "1.abnormal/knife"),
+    )
 
 
 def test_synthetic_is_said(ganomaly):
@@ -217,6 +248,14 @@ def test_fingerprint_is_of_the_content(ganomaly, tmp_path):
     assert dataclasses.replace(here, x=here.x + 1).fingerprint() != here.fingerprint()
 
 
+def test_a_relative_folder_is_another_one_elsewhere(tmp_path, draw, monkeypatch):
+    for value, place in enumerate(("one", "two")):
+        for part in ("train", "test"):
+            os.utime(draw(tmp_path / place / "set" / part / "a/0.pgm", value), ns=(0, 10**9))
+        monkeypatch.chdir(tmp_path / place)
+        assert (folder.load(root="set", image_size=8).x == value).all()
+
+
 def test_in_memory_and_mapped_are_equal_and_writable(ganomaly, monkeypatch):
     in_memory = folder.load(root=ganomaly)
     monkeypatch.setattr(folder, "free_gib", lambda: 0.0)
@@ -313,6 +352,9 @@ def test_unreadable_files_are_named_and_leave_nothing(ganomaly, tmp_path):
 def test_own_size_must_be_one(ganomaly, tmp_path, draw):
     with pytest.raises(SettingError, match=r"9x8, not 8x8: set data\.image_size"):
         folder.load(root=ganomaly, image_size=None)
+    (ganomaly / "train/0.normal/0.png").write_bytes(b"nothing")
+    with pytest.raises(SettingError, match=r"^1 of 9 image files cannot be read: .*0\.png"):
+        folder.load(root=ganomaly, image_size=None)
     draw(tmp_path / "even/train/a/0.png", 1, size=(12, 10))
     draw(tmp_path / "even/test/a/0.png", 2, size=(12, 10))
     assert folder.load(root=tmp_path / "even", image_size=None).shape == (1, 10, 12)
@@ -360,6 +402,13 @@ def test_a_cache_that_cannot_be_written(ganomaly, tmp_path, monkeypatch):
     monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(tmp_path / "file"))
     with pytest.raises(SettingError, match=r"ANOMALY_BENCH_CACHE=.*can be written"):
         folder.load(root=ganomaly)
+
+
+def test_a_cache_without_room_is_told_before_anything_is_decoded(ganomaly, monkeypatch):
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: SimpleNamespace(free=9 * 8 * 8 * 3 - 1))
+    monkeypatch.setattr(folder, "decode_in_parallel", pytest.fail)
+    with pytest.raises(SettingError, match=r"ANOMALY_BENCH_CACHE=.*are needed, and not free"):
+        folder.load(root=ganomaly, image_size=8, channels=3)
 
 
 def test_limit_is_even_over_classes_and_keeps_the_first(tmp_path, draw):

@@ -61,6 +61,46 @@ def test_fetched_once_encoded_and_kept(tmp_path, connections):
     assert not Path(connections[0]["data_home"]).exists()  # scikit-learn's pickle is gone
 
 
+@pytest.fixture
+def prepared(tmp_path):
+    """A prepared file of 40 normal connections among 60 attacks, which have the odd numbers."""
+    normal = np.arange(100) % 5 < 2
+    x = 2 * np.arange(100) + ~normal
+    (tmp_path / "tabular").mkdir()
+    np.savez(tmp_path / "tabular/kddcup99_10.npz", X=x[:, None], y=normal, note="of two kinds")
+    return tmp_path
+
+
+def test_the_reverse_has_all_normal_rows_and_a_fourth_as_many_attacks(prepared):
+    data = odds.load("kddcup99_rev", prepared, scale="standard")
+    numbers = data.x[:, 0].long().numpy()
+    assert (data.class_names, np.bincount(data.classes).tolist()) == (("normal.", "attack"), [40, 10])
+    assert np.array_equal(numbers % 2, data.classes)
+    assert (np.diff(numbers) > 0).all()
+    assert (data.scale, data.note) == ("standard", "of two kinds")
+    assert data.source == "prepared file kddcup99_10.npz"
+    assert odds.load("kddcup99_rev", prepared).fingerprint() == data.fingerprint()
+
+
+def test_a_limit_keeps_rows_and_their_classes_together(prepared):
+    data = odds.load("kddcup99", prepared, limit=21)
+    numbers = data.x[:, 0].long().numpy()
+    assert np.array_equal(numbers % 2, 1 - data.classes)
+    assert (len(numbers), numbers[0], numbers[-1]) == (21, 0, 199)
+
+
+def test_both_roles_are_read_from_one_file(prepared):
+    (prepared / "tabular").rename(prepared / "kddcup99")
+    assert len(odds.load("kddcup99", prepared).x) == 100
+    assert len(odds.load("kddcup99_rev", prepared).x) == 50
+
+
+def test_only_what_can_be_fetched_is(tmp_path, connections):
+    with pytest.raises(SettingError, match=r"data=thyroid: no .*\(from ODDS\)"):
+        odds.load("thyroid", tmp_path, download=True)
+    assert connections == []
+
+
 def test_no_network(tmp_path, monkeypatch):
     def unreachable(**_):
         raise OSError("no route")

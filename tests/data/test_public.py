@@ -56,6 +56,13 @@ def test_folder_names_are_matched_plainly(tmp_path, draw, folder_name):
     assert data.shape == (1, 32, 32)
 
 
+def test_class_folders_take_the_settings_of_a_run(tmp_path, draw):
+    class_folders(tmp_path / "cifar10", draw, public.CLASS_NAMES["cifar10"])
+    data = public.load("cifar10", tmp_path, limit=3, mean=0.1, std=0.2)
+    assert data.official_train.tolist() == [True] * 3 + [False] * 3
+    assert (data.mean, data.std) == (0.1, 0.2)
+
+
 def test_unknown_and_missing_class_folders(tmp_path, draw):
     class_folders(tmp_path / "a/cifar10", draw, [*public.CLASS_NAMES["cifar10"], "zebra"])
     class_folders(tmp_path / "b/cifar10", draw, public.CLASS_NAMES["cifar10"][:-1])
@@ -129,6 +136,26 @@ def test_a_set_in_a_folder_that_cannot_be_written_is_read(tmp_path, fetched, mon
     assert fetched == ["whole"] * 4
 
 
+def test_pixels_are_scaled_as_a_run_has_it(tmp_path, fetched):
+    data = public.load("mnist", tmp_path, download=True, mean=0.1, std=0.2)
+    assert (data.mean, data.std) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, AssertionError, EOFError])
+def test_a_damaged_set_is_told_in_a_line(tmp_path, monkeypatch, kind):
+    def damaged(*_: object, **__: object) -> None:
+        raise kind("it ends\ntoo early")
+
+    monkeypatch.setattr(datasets, "MNIST", damaged)
+    with pytest.raises(SettingError, match=r"data=mnist: not found in .* \(it ends too early\)"):
+        public.load("mnist", tmp_path)
+
+
+def test_an_image_size_that_cannot_be(tmp_path):
+    with pytest.raises(SettingError, match=r"data\.image_size=0"):
+        public.load("mnist", tmp_path, image_size=0)
+
+
 def test_unknown_set(tmp_path):
     with pytest.raises(SettingError, match=r"data\.name=imagenet.*mnist, fashion_mnist"):
         public.load("imagenet", tmp_path)
@@ -148,9 +175,15 @@ def test_other_file_layouts_of_torchvision(tmp_path, monkeypatch):
             count = {"train": 4, "test": 2}[split]
             self.data, self.labels = pixels[:count].transpose(0, 3, 1, 2), np.array([0, 4, 1, 9])[:count]
 
+    class Cifar10(Cifar):
+        def __init__(self, *given, **more):
+            super().__init__(*given, **more)
+            self.targets = [0, 4, 1, 9][: len(self.data)]
+
+    monkeypatch.setattr(datasets, "CIFAR10", Cifar10)
     monkeypatch.setattr(datasets, "CIFAR100", Cifar)
     monkeypatch.setattr(datasets, "SVHN", Svhn)
-    for name in ("cifar100", "svhn"):
+    for name in ("cifar10", "cifar100", "svhn"):
         data = public.load(name, tmp_path)
         assert np.array_equal(data.x[:4].permute(0, 2, 3, 1).numpy(), pixels)
         assert data.classes.dtype == np.int64
@@ -158,6 +191,19 @@ def test_other_file_layouts_of_torchvision(tmp_path, monkeypatch):
     coarse = public.load("cifar100", tmp_path)
     named = [coarse.class_names[label] for label in coarse.classes[:4]]  # apple, beaver, aquarium_fish, worm
     assert named == ["fruit_and_vegetables", "aquatic_mammals", "fish", "non-insect_invertebrates"]
+
+
+def test_fashion_is_not_taken_for_digits(tmp_path, monkeypatch):
+    class Fashion:
+        def __init__(self, _, train, **__):
+            self.data = torch.full((3 if train else 2, 28, 28), 7, dtype=torch.uint8)
+            self.targets = torch.arange(len(self.data))
+
+    monkeypatch.setattr(datasets, "FashionMNIST", Fashion)
+    data = public.load("fashion_mnist", tmp_path, image_size=None)
+    assert data.official_train.tolist() == [True] * 3 + [False] * 2
+    assert (data.shape, data.classes.tolist()) == ((1, 28, 28), [0, 1, 2, 0, 1])
+    assert (data.x == 7).all()
 
 
 def test_real_mnist(real_data):

@@ -46,6 +46,17 @@ def test_missing_numbers_become_the_training_median(scale):
     assert given[0].isnan().all()  # what is given stays as it is
 
 
+@pytest.mark.parametrize("scale", ["minmax", "standard"])
+def test_a_column_with_gaps_is_scaled_as_if_the_median_stood_there(scale):
+    gaps, filled = (torch.tensor([[0.0], [8.0], [1.0], [middle]]) for middle in (GAP, 1.0))
+    assert torch.equal(fit_scaler(gaps, scale)(gaps), fit_scaler(filled, scale)(filled))
+
+
+def test_a_small_spread_far_from_zero_is_told_exactly():
+    x = (4e6 + torch.arange(10_000) % 2)[:, None]  # float32 has no mean of these
+    assert fit_scaler(x, "standard")(x).abs().unique().tolist() == [1]
+
+
 def test_no_scale_leaves_numbers_alone():
     assert torch.equal(fit_scaler(ROWS, None)(NEW), NEW)
 

@@ -34,8 +34,8 @@ def rows():
 @pytest.mark.parametrize("kind", ["images", "rows"])
 def test_nothing_changes(kind, rows, tmp_path):
     dataset = digits.load(limit=30) if kind == "images" else rows
-    shared.save(dataset, tmp_path / "place")
-    found = shared.load(tmp_path / "place")
+    shared.save(dataset, tmp_path / "deep/er/place")
+    found = shared.load(tmp_path / "deep/er/place")
     for field in fields(Dataset):
         before, after = getattr(dataset, field.name), getattr(found, field.name)
         assert np.array_equal(before, after), field.name

@@ -51,6 +51,7 @@ def test_files_of_arrays_agree(tmp_path):
     savemat(tmp_path / "b.mat", {"X": X, "y": Y[:, None]})  # as ODDS has them
     with h5py.File(tmp_path / "c.mat", "w", userblock_size=512) as file:  # and those of version 7.3
         file["X"], file["y"] = X.T, Y[None].astype(float)
+        file.create_group("#refs#")  # where MATLAB keeps what cells hold
     sets = [table.load(root=tmp_path / name) for name in ("a.npz", "b.mat", "c.mat")]
     for data in sets:
         np.testing.assert_array_equal(data.x.numpy(), X)
@@ -72,6 +73,9 @@ def test_other_rows_are_encoded_alike(tmp_path, caplog):
     np.savez(tmp_path / "old.npz", X=X, y=Y)
     columns = table.load(root=tmp_path / "old.npz").columns
     np.testing.assert_array_equal(table.read_rows(tmp_path / "new.npz", columns).numpy(), X)
+    np.savez(tmp_path / "narrow.npz", X=X[:, :2])
+    with pytest.raises(SettingError, match="X has 2 columns; the run was trained on 3 columns: x0, x1, x2"):
+        table.read_rows(tmp_path / "narrow.npz", columns)
 
 
 def test_a_category_does_not_depend_on_where_in_the_file_it_stands(tmp_path):
@@ -116,6 +120,29 @@ def test_parquet_says_itself_what_is_text(tmp_path):
     assert table.read_rows(path, data.columns).tolist() == [[1, 0, 7], [0, 1, 1], [0, 0, 2]]
 
 
+def test_a_column_without_any_value_is_one_of_missing_numbers(tmp_path, caplog):
+    frame = pd.DataFrame({"empty": np.array([None, None], object), "x": [1, 2], "y": [0, 1]})
+    data = table.load(root=written(tmp_path, ".parquet", frame), label="y")
+    assert data.columns == (Column("empty"), Column("x"))
+    assert data.x[:, 0].isnan().all()
+    assert "2 missing numbers in 1 of 2 columns" in caplog.text
+
+
+def test_columns_may_be_named_by_numbers(tmp_path):
+    data = table.load(root=written(tmp_path, ".parquet", pd.DataFrame({0: [5, 6], 1: [0, 1]})), label="1")
+    assert data.columns == (Column("0"),)
+    assert data.x.tolist() == [[5], [6]]
+    assert table.read_rows(tmp_path / "people.parquet", data.columns).tolist() == [[5], [6]]
+
+
+def test_tables_in_a_folder_come_sorted_and_hidden_ones_not_at_all(tmp_path):
+    names = ["c.csv", "a.npz", "e/a.mat", "b.CSV", "d.parquet"]
+    for name in (*names, ".hidden.csv", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert table.list_tables([tmp_path]) == [tmp_path / name for name in sorted(names)]
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "classes"),
     [
@@ -135,6 +162,10 @@ def test_a_limit_keeps_the_shares(tmp_path):
     frame = pd.DataFrame({"x": range(1000), "y": [0] * 900 + [1] * 100})
     data = table.load(root=written(tmp_path, ".csv", frame), label="y", limit=50)
     assert (len(data.x), int(data.classes.sum())) == (50, 5)
+    rows = data.x[:, 0].numpy()
+    assert (rows[0], rows[-1]) == (0, 999)
+    assert np.array_equal(rows >= 900, data.classes == 1)
+    assert len(table.load(root=tmp_path / "people.csv", label="y", limit=2000).x) == 1000
 
 
 @pytest.mark.parametrize(
@@ -160,6 +191,8 @@ def test_refusals(tmp_path, change, message):
         ({"x": [1, np.inf], "y": [0, 1]}, "1 numbers are infinite"),
         ({"x": [1, 1e300], "y": [0, 1]}, "too large for float32"),
         ({"name": [f"n{i}" for i in range(1001)], "y": [0] * 1001}, "column name has 1001 different values"),
+        ({"x": range(1001), "y": [f"n{i}" for i in range(1001)]}, "1001 different labels, such as n0"),
+        ({"x": [1, 2], "y": [1.0000001, 1.0000002]}, "2 different labels, such as 1: not classes"),
         ({"y": [0, 1]}, "no columns but the label"),
         ({"x": [], "y": []}, "no rows"),
     ],
@@ -169,12 +202,20 @@ def test_contents_that_cannot_be_learned_from(tmp_path, frame, message):
         table.load(root=written(tmp_path, ".csv", pd.DataFrame(frame)), label="y")
 
 
+def test_a_thousand_categories_are_taken(tmp_path):
+    frame = pd.DataFrame({"name": [f"n{i}" for i in range(1000)], "y": [0] * 1000})
+    assert table.load(root=written(tmp_path, ".csv", frame), label="y").shape == (1000,)
+
+
 def test_words_in_a_column_of_numbers(tmp_path):
     path = written(tmp_path, ".csv", pd.DataFrame({"x": ["1", "two"]}))
     with pytest.raises(SettingError, match=r"column x: .*numbers are needed"):
         table.read_rows(path, [Column("x")])
     with pytest.raises(SettingError, match="no column z; needed are 2 columns: x, z"):
         table.read_rows(path, [Column("x"), Column("z")])
+    path = written(tmp_path, ".parquet", pd.DataFrame({"x": [[1], [2]]}))
+    with pytest.raises(SettingError, match=r"column x: .*numbers are needed"):
+        table.read_rows(path, [Column("x")])
 
 
 def test_objects_are_not_unpickled(tmp_path):

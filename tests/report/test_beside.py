@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,6 +12,8 @@ from anomaly_bench.data.public import CLASS_NAMES
 from anomaly_bench.record import Record, write_text
 from anomaly_bench.report import formats
 from anomaly_bench.report.beside import CELL, paper_tables
+from anomaly_bench.report.matching import Number, _mean, reached
+from anomaly_bench.report.printed import printed
 from anomaly_bench.report.tables import text_of, write_report
 
 DIGITS = list(CLASS_NAMES["mnist"])
@@ -100,6 +103,36 @@ def test_the_mean_is_over_the_classes_both_have():
     assert "†" not in str(whole.rows)
 
 
+def test_the_mean_has_the_seeds_that_all_its_classes_have():
+    uneven = [digit(number, seed, 0.8) for number, seeds in ((0, 2), (1, 3)) for seed in range(seeds)]
+    (table,) = paper_tables(named(*uneven))
+    assert (by_class(table)["mean"]["clean"], by_class(table)["mean"]["n"]) == ("0.800 †", "2")
+    (table,) = paper_tables(named(*uneven[:4]))
+    assert by_class(table)["mean"]["clean"] == "0.800 † ± 0.000"
+
+
+def test_the_mean_has_no_interval_of_a_single_class():
+    runs = (digit(number, 0, 0.7, metrics={"auroc_interval": [0.69, 0.71]}) for number in (0, 1))
+    (table,) = paper_tables(named(*runs))
+    assert by_class(table)["0"]["clean"] == "0.700 [0.690, 0.710]"
+    assert by_class(table)["mean"]["clean"] == "0.700 †"
+
+
+def test_the_error_of_a_mean_is_that_of_independent_classes():
+    assert _mean([replace(printed()[0], se=0.004)] * 4).standard_error == pytest.approx(0.002)
+
+
+def test_of_an_error_rate_less_is_better():
+    row = replace(printed()[0], metric="eer", value=0.2, std=math.nan, se=math.nan, low=math.nan)
+    assert [reached(Number(rate, math.nan, 1), row) for rate in (0.1, 0.2, 0.201)] == [True, True, False]
+
+
+def test_a_run_that_is_not_finished_makes_no_table():
+    begun = digit(2, 0, status="unfinished", overrides=["model.nz=3"], settings_hash="1")
+    (table,) = paper_tables(named(digit(1), begun))
+    assert table.title == "ganomaly_mnist: AUROC beside the paper's"
+
+
 def test_evaluations_stand_beside_each_other():
     leaky = {"name": "as_published", "epoch": "best_test"}
     (table,) = paper_tables(named(digit(1, 0, 0.6), digit(1, 0, 0.8, evaluation=leaky, settings_hash="1")))
@@ -177,12 +210,15 @@ def test_runs_without_an_experiment_are_compared_where_they_are_the_papers():
     assert table.name == "ganomaly_mnist"
     assert {row["method"] for row in rows_of(table)} <= {"GANomaly", ""}
     changed = [
-        digit(1, overrides=[text]) for text in ("model.nz=32", "data.limit=10", "protocol.train_share=0.5")
+        digit(1, overrides=[text])
+        for text in ("model.nz=32", "+model.nz=32", "data.limit=10", "protocol.train_share=0.5")
     ]
     for record in changed:
         assert paper_tables([record]) == []
         assert len(paper_tables(named(record))) == 1
-    assert len(paper_tables([digit(1, overrides=["data.root=somewhere", "trainer.device=cpu"])])) == 1
+    same = ["data.root=somewhere", "trainer.device=cpu", "trainer.eval_every=1", "hydra/launcher=joblib"]
+    (table,) = paper_tables([digit(1, overrides=same)])
+    assert table.title == "ganomaly_mnist: AUROC beside the paper's"
 
 
 def test_runs_of_one_experiment_are_in_no_other_table():
@@ -238,7 +274,7 @@ def test_a_study_of_a_typed_setting_is_one_table_and_what_else_is_typed_another(
 
 def test_f1_stands_beside_the_control_s():
     facts = {"model": "dagmm", "data": "thyroid", "protocol": "tabular_half"}
-    numbers = {"precision": 0.4, "recall": 0.5, "f1": 0.444, "f1_untrained": 0.385}
+    numbers = {"precision": 0.4, "recall": 0.5, "f1": 0.444, "f1_untrained": 0.385, "auroc_hindsight": 0.9}
     record = made_up(metrics=numbers, **facts | {"class": None, "class_index": None})
     (table,) = paper_tables(named(record, name="dagmm"))
     run = [row for row in rows_of(table) if row["clean"] not in ("", "not run")]

@@ -8,7 +8,15 @@ import pytest
 from scipy.stats import friedmanchisquare, wilcoxon
 from test_tables import CLASSES, WITHOUT_CLASS, made_up
 
-from anomaly_bench.report.comparison import Shared, _groups, comparison_table, pairs, ranking, shared_blocks
+from anomaly_bench.report.comparison import (
+    Shared,
+    _groups,
+    _p,
+    comparison_table,
+    pairs,
+    ranking,
+    shared_blocks,
+)
 from anomaly_bench.report.results import results
 from anomaly_bench.report.tables import make_tables
 
@@ -92,6 +100,8 @@ def test_pairs_are_wilcoxons_with_holms_correction():
     steps = np.maximum.accumulate([(3 - place) * p[number] for place, number in enumerate(order)])
     assert [lines[number]["holm"] for number in order] == pytest.approx(np.minimum(steps, 1).tolist())
     assert lines[1]["better"] == 6
+    (tied,) = pairs(Shared(["a", "b"], np.array([[0.5, 0.5], [0.6, 0.5], [0.5, 0.6]])), ["a", "b"])
+    assert (tied["better"], tied["blocks"]) == (1, 3)
     assert lines[1]["median"] == pytest.approx(np.median(areas[:, 0] - areas[:, 1]))
 
 
@@ -112,7 +122,21 @@ def test_the_section_follows_its_table():
     assert "Friedman" in compared.notes[0]
 
 
-@pytest.mark.parametrize("few", [records(AREAS[:3], seeds=1), records(AREAS[:, :1], models=("a",))])
+def test_a_run_without_an_auroc_is_in_no_block():
+    made = records(AREAS)
+    del made[0].metrics["auroc"]
+    np.testing.assert_array_equal(shared_blocks(results(made)).areas, AREAS[1:])
+
+
+def test_a_small_p_keeps_its_first_digit():
+    assert [_p(number) for number in (0.0499, 0.001, 0.00044)] == ["0.050", "0.001", "4e-04"]
+
+
+def four_blocks():
+    return [record for record in records(AREAS) if record.run["class"] != "owl"]
+
+
+@pytest.mark.parametrize("few", [four_blocks(), records(AREAS[:, :1], models=("a",))])
 def test_little_is_not_compared(few):
     assert comparison_table("pets", results(few)) is None
     assert len(make_tables(few)) == 1

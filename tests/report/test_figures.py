@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly_bench.report import comparisons, figures
 from anomaly_bench.report.comparison import Ranking
@@ -30,6 +31,22 @@ def assert_picture(path, least=200, most=4000):
     assert sorted(path.parent.iterdir()) == [png, svg]
 
 
+@pytest.fixture
+def panels(monkeypatch):
+    """The axes of what is drawn."""
+    kept = []
+
+    @contextmanager
+    def watched(*arguments, **more):
+        with drawn(*arguments, **more) as axes:
+            yield axes
+        kept.extend(axes)
+
+    monkeypatch.setattr(figures, "drawn", watched)
+    monkeypatch.setattr(comparisons, "drawn", watched)
+    return kept
+
+
 def words(path):
     """The texts of a picture."""
     root = ElementTree.parse(path.with_name(f"{path.name}.svg")).getroot()
@@ -43,6 +60,15 @@ def test_score_histogram(tmp_path, thresholds):
     told = words(tmp_path / "x" / "scores")
     assert SYNTHETIC in told
     assert all(f"{name}: {value:.4g}" in told for name, value in thresholds.items())
+
+
+def test_a_histogram_has_shares_of_either_kind_and_an_outlier_in_its_last_bin(tmp_path, panels):
+    scores, truth = np.r_[np.zeros(30), np.linspace(0.5, 1, 9), 100], np.arange(40) >= 30
+    figures.score_histogram(tmp_path / "scores", scores, truth, {}, SYNTHETIC)
+    normal, _, anomalous, _ = (patch.get_data().values for patch in panels[0].patches)
+    assert (normal[0], normal.sum()) == (1, 1)
+    assert (anomalous[-1], anomalous.sum()) == (pytest.approx(0.1), pytest.approx(1))
+    assert {"normal (30)", "anomalous (10)"} <= set(words(tmp_path / "scores"))
 
 
 def test_score_histogram_of_equal_scores(tmp_path):
@@ -66,9 +92,14 @@ def test_score_histogram_of_nearly_equal_scores(tmp_path, scores):
     assert_picture(tmp_path / "scores")
 
 
-def test_roc_and_pr(tmp_path):
+def test_roc_and_pr(tmp_path, panels):
     figures.roc_and_pr(tmp_path / "roc", SCORES, TRUTH, SYNTHETIC)
     assert_picture(tmp_path / "roc")
+    area, precision = roc_auc_score(TRUTH, SCORES), average_precision_score(TRUTH, SCORES)
+    told = {f"AUROC {area:.3f}", f"average precision {precision:.3f}", "chance 0.500", "chance 0.250"}
+    assert told <= set(words(tmp_path / "roc"))
+    curve = panels[0].lines[0]
+    assert np.trapezoid(curve.get_ydata(), curve.get_xdata()) == pytest.approx(area)
 
 
 def test_the_same_picture_is_the_same_file(tmp_path):
@@ -79,7 +110,7 @@ def test_the_same_picture_is_the_same_file(tmp_path):
 
 
 @pytest.mark.parametrize("epochs", [1, 5])
-def test_losses_of_two_stages(tmp_path, epochs):
+def test_losses_of_two_stages(tmp_path, panels, epochs):
     stage = np.repeat([0, 1], epochs)
     frame = pd.DataFrame(
         {
@@ -92,13 +123,21 @@ def test_losses_of_two_stages(tmp_path, epochs):
     figures.losses(tmp_path / "losses", frame, SYNTHETIC)
     assert_picture(tmp_path / "losses")
     assert {"last: 0.500", "best: 0.800, has seen the labels"} <= set(words(tmp_path / "losses"))
+    loss, border = panels[1].lines
+    assert loss.get_xdata().tolist() == [*range(epochs + 1, 2 * epochs + 1)]
+    assert list(border.get_xdata()) == [epochs + 0.5] * 2
 
 
 @pytest.mark.parametrize("channels", [1, 3, 2])
-def test_reconstructions(tmp_path, channels):
+def test_reconstructions(tmp_path, panels, channels):
     x = RNG.random((40, channels, 8, 12))
     figures.reconstructions(tmp_path / "r", x, x * 0.5, x[:, 0], SCORES, TRUTH, SYNTHETIC)
     assert_picture(tmp_path / "r")
+    given, again = (panels[place].images[0].get_array() for place in (0, 4))
+    np.testing.assert_allclose(again, given / 2)
+    assert {f"{score:.3g}" for score in np.sort(SCORES[TRUTH])[[0, 1, 2, -3, -2, -1]]} <= set(
+        words(tmp_path / "r")
+    )
 
 
 def test_reconstructions_of_one_image_of_each_kind(tmp_path):
@@ -110,16 +149,7 @@ def test_reconstructions_of_one_image_of_each_kind(tmp_path):
 
 
 @pytest.mark.parametrize("numbers", [(8, 8), (6, 4), (2, 3)])
-def test_titles_of_reconstructions_do_not_overlap(tmp_path, monkeypatch, numbers):
-    panels = []
-
-    @contextmanager
-    def watched(*arguments):
-        with drawn(*arguments) as axes:
-            yield axes
-        panels.extend(axes)
-
-    monkeypatch.setattr(figures, "drawn", watched)
+def test_titles_of_reconstructions_do_not_overlap(tmp_path, panels, numbers):
     x, truth = RNG.random((sum(numbers), 1, 8, 8)), np.arange(sum(numbers)) >= numbers[0]
     figures.reconstructions(tmp_path / "r", x, x, x[:, 0], np.arange(len(x)), truth, SYNTHETIC)
     boxes = [axes.title.get_window_extent() for axes in panels if axes.get_title()]
@@ -138,9 +168,13 @@ def test_reconstructions_show_the_extremes_of_either_kind():
 
 
 @pytest.mark.parametrize("features", [RNG.normal(size=(40, 5)), np.zeros((12, 1), np.float32)])
-def test_embedding(tmp_path, features):
-    figures.embedding(tmp_path / "e", features, TRUTH[: len(features)], SYNTHETIC)
+def test_embedding(tmp_path, panels, features):
+    truth = TRUTH[: len(features)]
+    figures.embedding(tmp_path / "e", features, truth, SYNTHETIC)
     assert_picture(tmp_path / "e")
+    normal, anomalous = panels[0].collections
+    assert (len(normal.get_offsets()), len(anomalous.get_offsets())) == ((~truth).sum(), truth.sum())
+    assert f"anomalous ({truth.sum()})" in words(tmp_path / "e")
 
 
 HOSTILE = "a|b_$<x>\x1b\n船 and a name that is much too long for any picture of ours"
@@ -192,6 +226,14 @@ def test_bands(tmp_path):
         assert "ae" in words(tmp_path / name / "x")
 
 
+def test_a_band_is_the_mean_and_a_deviation_about_it_within_0_and_1(tmp_path, panels):
+    seeds = np.stack([np.full(len(GRID), 0.6), np.ones(len(GRID))])
+    comparisons.roc_bands(tmp_path / "r", {"cat": {"ae": seeds}}, SYNTHETIC)
+    assert panels[0].lines[0].get_ydata() == pytest.approx(np.full(len(GRID), 0.8))
+    edges = panels[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (edges.min(), edges.max()) == (pytest.approx(0.8 - 0.08**0.5), 1)
+
+
 def test_runtime(tmp_path):
     points = [("ae", 3.0, 0.9, np.nan), (HOSTILE, 3000.0, 0.4, 0.1), ("ocsvm", 0.001, 0.5, 0.0)]
     comparisons.runtime(tmp_path / "t", points, SYNTHETIC, ", on different machines")
@@ -219,6 +261,25 @@ def test_paper_curve(tmp_path, points):
     comparisons.paper_curve(tmp_path / "c", points, "model.nz", SYNTHETIC)
     assert_picture(tmp_path / "c")
     assert ("the paper" in words(tmp_path / "c")) == any(point.paper is not None for point in points)
+
+
+def test_values_of_a_setting_stand_in_order_each_at_its_place(tmp_path, panels):
+    points = [Point(1000, 0.9, 0.01, 0.88), Point(20, 0.8, np.nan, None)]
+    comparisons.paper_curve(tmp_path / "c", points, "model.nz", SYNTHETIC)
+    ticks = zip(panels[0].get_xticks(), panels[0].get_xticklabels(), strict=True)
+    assert [(x, label.get_text()) for x, label in ticks] == [(20, "20"), (1000, "1000")]
+    ours, _, _, paper = panels[0].lines
+    assert [*zip(ours.get_xdata(), ours.get_ydata(), strict=True)] == [(20, 0.8), (1000, 0.9)]
+    assert [*zip(paper.get_xdata(), paper.get_ydata(), strict=True)] == [(1000, 0.88)]
+    assert panels[0].get_xscale() == "log"
+
+
+def test_a_bar_joins_the_methods_of_its_group(tmp_path, panels):
+    ranks = Ranking(list("abcd"), [1.0, 1.5, 2.5, 4.0], 10, 0.01, 1.6, [range(0, 3)])
+    comparisons.critical_difference(tmp_path / "d", ranks, SYNTHETIC)
+    (bar,) = [line.get_xdata() for line in panels[0].lines if line.get_linewidth() == 3.5]
+    margin = 0.05 * 3 / 9
+    assert list(bar) == pytest.approx([1 - margin, 2.5 + margin])
 
 
 @pytest.mark.parametrize("methods", [2, 3, 12])

@@ -99,6 +99,7 @@ def test_the_deviation_of_the_mean_is_over_seeds():
 def test_a_mean_over_some_classes_is_marked():
     part = table_of(made_up("cat", 0, 0.5), made_up("dog", 0, 0.7))
     assert rows_of(part)[0]["mean"] == "0.600 †"
+    assert rows_of(part)[0]["cat"] == "0.500"
     assert "† where these are not all 3" in notes_of(part)
     whole = table_of(*(made_up(cls) for cls in CLASSES))
     assert "†" not in str(whole.rows)
@@ -137,6 +138,9 @@ def test_what_hindsight_reached_has_a_row_and_columns_of_its_own(tmp_path):
         report = tmp_path / name / "report"
         assert ("hindsight_mean" in pd.read_csv(report / "table.csv")) == (name == "with")
         assert ("hindsight *" in (report / "index.html").read_text(encoding="utf-8")) == (name == "with")
+    kept(tmp_path / "mixed", made_up("dog"), records[0])
+    write_report(tmp_path / "mixed")
+    assert pd.read_csv(tmp_path / "mixed/report/table.csv")["hindsight_mean"].max() == 0.9
 
 
 def test_rows_with_features_of_other_images_are_marked():
@@ -146,6 +150,24 @@ def test_rows_with_features_of_other_images_are_marked():
         "Not comparable with the others: pretrained. Their features were learned on other images"
     )
     assert not any("comparable" in note for note in make_tables(records[1:])[0].notes)
+
+
+def test_methods_that_learn_from_the_test_rows_are_named():
+    records = [made_up(model="ocsvm", transductive=True), made_up(model="ae")]
+    assert "Learned from the test rows themselves, without labels: ocsvm." in notes_of(table_of(*records))
+    assert "Learned from the test rows" not in notes_of(table_of(records[1]))
+
+
+def test_what_pixels_are_measured_on_is_told_where_they_are():
+    assert "pixels: AUROC of all pixels" in notes_of(table_of(made_up(metrics={"auroc_pixel": 0.9})))
+    assert "pixels" not in notes_of(table_of(made_up()))
+
+
+def test_what_is_known_of_a_table_of_numbers_is_told():
+    told = notes_of(table_of(made_up(n_distinct=90, n_missing=7, data_note="Of 1999.", known_ratio=0.025)))
+    assert "pets: Of 1999." in told
+    assert "pets: 7 missing numbers became medians of their columns' training rows." in told
+    assert "pets: precision, recall and F1 call the 0.025 of the test rows" in told
 
 
 def test_without_evaluated_epochs_there_is_no_best_epoch():
@@ -165,6 +187,14 @@ def test_missing_failed_and_unfinished_runs_are_told():
         table
     )
     assert "Unfinished: ganomaly-owl-0" in notes_of(table)
+
+
+@pytest.mark.parametrize(("number", "told"), [(10, "9."), (11, "9 and 1 more.")])
+def test_of_many_unfinished_runs_ten_are_named(number, told):
+    runs = [made_up("cat"), *(made_up("dog", seed, status="unfinished") for seed in range(number))]
+    (note,) = [note for note in table_of(*runs).notes if note.startswith("Unfinished")]
+    assert note.startswith("Unfinished: ganomaly-dog-0, ganomaly-dog-1, ")
+    assert note.endswith(f"ganomaly-dog-{told}")
 
 
 def test_a_class_one_method_lacks_is_a_dash():
@@ -219,6 +249,19 @@ def test_the_rows_and_what_all_runs_were_told_of_the_data_are_below_the_table():
     assert "Rows: " not in notes_of(table_of(short, made_up("dog", n_train=None)))
 
 
+def test_how_a_sweep_was_launched_tells_no_settings_apart():
+    one, other = (["model.nz=20"], ["hydra/launcher=joblib", "hydra.job.num=1"])
+    records = [made_up(settings_hash="1", overrides=one), made_up(settings_hash="2", overrides=other)]
+    assert [row["settings"] for row in rows_of(table_of(*records))[::2]] == ["default", "model.nz=20"]
+
+
+def test_a_class_that_the_data_do_not_name_comes_after_those_they_do():
+    names = ["0.normal", "1.abnormal/gun"]
+    facts = {"protocol": "folder", "class": None, "class_index": None, "data_classes": names}
+    table = table_of(made_up(metrics={"per_class": {"another": 0.6, "1.abnormal/gun": 0.8}}, **facts))
+    assert table.headers[4:] == ["1.abnormal/gun", "another", "overall"]
+
+
 def test_cases_without_a_class_of_their_own_are_no_seeds():
     cats, dogs = (
         made_up(auroc=area, case=f"normal-{cls}", overrides=[f"normal_class={cls}"], **WITHOUT_CLASS)
@@ -248,6 +291,11 @@ def test_of_two_runs_of_the_same_thing_the_newest_counts():
     table, left_out = make_tables([made_up(auroc=0.9), old])
     assert rows_of(table)[0]["cat"] == "0.900"
     assert "a newer run" in notes_of(left_out)
+
+
+def test_a_run_without_a_readable_record_is_told():
+    (left_out,) = make_tables([Record(Path("lost"), "finished", {}, {}, {})])
+    assert left_out.notes == ["Left out: lost: its run.json cannot be read."]
 
 
 def test_a_class_of_which_no_run_is_finished_is_a_hole():
@@ -306,6 +354,11 @@ def test_provenance_is_below_the_table_and_synthetic_data_are_loud():
     jpeg = notes_of(table_of(made_up(data_source="folder", data_formats=[".jpg"])))
     assert "class folders of .jpg files (lossy" in jpeg
     assert "lossy" not in notes_of(table_of(made_up(data_source="folder", data_formats=[".png"])))
+    for suffix in (".jpeg", ".webp"):
+        mixed = made_up(data_source="folder", data_formats=[".png", suffix])
+        assert "(lossy" in notes_of(table_of(mixed))
+    one_of_two = table_of(made_up("cat"), made_up("dog", data_source="synthetic"))
+    assert "SYNTHETIC DATA" in one_of_two.title
 
 
 def test_runs_on_different_data_are_told():
@@ -329,7 +382,7 @@ def test_one_line_a_cell():
     assert (cat["class"], cat["n"], cat["mean"]) == ("cat", 2, pytest.approx(0.6))
     assert cat["std"] == pytest.approx(math.sqrt(0.02))
     assert (dog["untrained_mean"], dog["best_epoch_mean"]) == (0.55, pytest.approx(math.nan, nan_ok=True))
-    assert (mean["class"], mean["mean"]) == ("mean", pytest.approx(0.75))
+    assert (mean["class"], mean["mean"], mean["n"]) == ("mean", pytest.approx(0.75), 2)
 
 
 HOSTILE = 'a|b_%<x>\\$&#{}~^*[]`"\n\x1b[31m'
@@ -393,7 +446,18 @@ def test_text_of_many_classes_comes_in_blocks():
     assert len(re.findall(r"\b0\.500\b", text)) == 21
 
 
+def test_titles_and_notes_are_escaped_like_cells():
+    failed = made_up("dog", data=HOSTILE, status="failed", failure={"error": HOSTILE})
+    table = table_of(made_up(data=HOSTILE), failed)
+    markdown, latex = formats.markdown(table), formats.latex(table)
+    assert markdown.count("<x>") == 0
+    assert markdown.count("\\<x\\>") == 2
+    assert latex.count("b_%") == 0
+    assert latex.count(r"b\_\%") == 2
+
+
 def test_text_holds_no_terminal_codes():
+    assert "\x1b" not in formats.text(table_of(made_up(data=HOSTILE)))
     assert "\x1b" not in formats.text(table_of(made_up(HOSTILE), made_up("dog", model=HOSTILE)))
 
 

@@ -71,6 +71,50 @@ def test_totals_for_one_and_for_a_hundred(tmp_path):
     text = COST["page"](speeds, known)
     assert "No speed on a GPU" not in text
     assert "was not measured: anogan" in text
+    searching = [speed._replace(method="anogan") for speed in speeds]
+    assert "was not measured: none" in COST["page"]([*speeds, *searching], known)
+
+
+def test_the_fastest_bounds_a_total_from_below_and_the_slowest_from_above(tmp_path):
+    for name, rate in (("a", 10.0), ("b", 100.0), ("c", 1000.0)):
+        finished(tmp_path, name, "cuda:0")
+        write_json(tmp_path / name / "metrics.json", {"train_images_per_s": rate, "score_ms_per_image": 2.0})
+    speeds = list(COST["of_records"](tmp_path))
+    line = COST["cost"](speeds, [COST["Method"]("ganomaly", 15, False)], "cuda:0")
+    ends = [line[f"days on 1{which}"] for which in (", if all ran as the fastest", "", ", as the slowest")]
+    fast, median, slow = (float(days.replace(",", "")) for days in ends)
+    assert fast < median < slow
+    (told,) = COST["measured_lines"](speeds)
+    assert (told["training, images/s"], told["from–to, training"], told["n, training"]) == (
+        "100",
+        "10–1,000",
+        "3",
+    )
+
+
+def test_samples_of_a_benchmark_are_those_of_our_own(tmp_path):
+    samples = [
+        {"contender": contender, "what": what, "values": values}
+        for contender, what, values in (
+            ("anomaly-bench", "training, images/s", [1.0, 2.0]),
+            ("anomaly-bench", "scoring, batch 512, images/s", [3.0]),
+            ("anomaly-bench", "memory", [4.0]),
+            ("another", "training, images/s", [5.0]),
+        )
+    ]
+    devices = {
+        "cpu": {"name": "Old CPU", "samples": samples},
+        "cuda:0": {"name": "A GPU", "samples": samples[:1]},
+    }
+    (tmp_path / "benchmarks").mkdir()
+    write_json(tmp_path / "benchmarks/a.json", {"machine": {"cores": 4}, "devices": devices})
+    assert [*COST["of_benchmarks"](tmp_path)] == [
+        ("cpu", "ganomaly", "Old CPU, 4 cores", 1.0, None),
+        ("cpu", "ganomaly", "Old CPU, 4 cores", 2.0, None),
+        ("cpu", "ganomaly", "Old CPU, 4 cores", None, 3.0),
+        ("cuda", "ganomaly", "A GPU", 1.0, None),
+        ("cuda", "ganomaly", "A GPU", 2.0, None),
+    ]
 
 
 def test_where_no_gpu_was_measured_the_page_says_so(tmp_path):

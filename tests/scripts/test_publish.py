@@ -47,6 +47,55 @@ def test_the_places_of_data_and_runs_are_not_published(tmp_path: Path) -> None:
     assert (settings["runs_dir"], settings["tracker"]) == (None, {})
 
 
+@pytest.mark.parametrize(
+    ("lines", "kept"),
+    [
+        (0, []),
+        (3, [0, 1, 2]),
+        (200, range(200)),
+        (201, [*range(1, 201, 2), 200]),
+        (400, range(1, 400, 2)),
+    ],
+)
+def test_of_many_epochs_some_are_kept_and_always_the_last(lines: int, kept: list[int]) -> None:
+    from publish import thinned
+
+    text = "".join(f"{number}\n" for number in range(lines))
+    assert thinned(f"epoch\n{text}") == "".join(["epoch\n", *(f"{number}\n" for number in kept)])
+
+
+def test_only_finished_runs_that_are_as_the_conditions_say_are_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import publish
+
+    from anomaly_bench.errors import SettingError
+    from anomaly_bench.record import write_json
+
+    for name, facts in (
+        ("one", {"experiments": ["dagmm", "memae"], "seed": 0}),
+        ("other", {"experiments": ["memae"], "seed": 0}),
+        ("none", {"experiments": None, "seed": 1}),
+    ):
+        folder = run_in(tmp_path / "runs" / name).rename(tmp_path / "runs" / name / name)
+        write_json(folder / "run.json", json.loads((folder / "run.json").read_text()) | facts)
+    (tmp_path / "runs/one/one/metrics.json").rename(tmp_path / "kept.json")
+    results = tmp_path / "results"
+    for after in ("publish", "write_index"):
+        monkeypatch.setattr(publish, after, lambda _: None)
+
+    def published(*conditions: str) -> list[str]:
+        publish.main([str(tmp_path / "runs"), str(results), *conditions])
+        return sorted(path.name for path in (results / "records").iterdir())
+
+    with pytest.raises(SettingError, match=r"no finished run with \{'experiments': 'dagmm'\}"):
+        published("experiments=dagmm")
+    assert not results.exists()
+    (tmp_path / "kept.json").rename(tmp_path / "runs/one/one/metrics.json")
+    assert published("experiments=dagmm", "seed=0") == ["one"]
+    assert published("experiments=memae") == ["one", "other"]
+
+
 def test_settings_that_are_published_stay_as_they_are() -> None:
     from publish import without_places
 
