@@ -157,6 +157,7 @@ def test_the_last_weights_are_kept_beside_the_best(trainings):
 FACTS = {
     **{"training_hash": "5e6f7a8b", "data_fingerprint": "9c", "device": "cpu", "precision": "fp32"},
     **{"threads": 1, "versions": {"torch": "2.8"}, "machine": {"cpu": "one"}, "git": "a" * 40},
+    **{"case": "case", "class": "a", "seed": 0},
 }
 
 
