@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import unwrap
 from typing import ClassVar, NamedTuple
 
@@ -129,13 +130,16 @@ class Detector(nn.Module, ABC):
         """Register buffers whose shape only training knows; loading gives them the kept shape."""
         for name in names:
             self.register_buffer(name, torch.empty(0))
+        self.register_load_state_dict_pre_hook(partial(take_shapes, names))
 
-        def take_shapes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-            for name in names:
-                if (kept := state.get(prefix + name)) is not None:
-                    setattr(module, name, torch.empty_like(kept, device=getattr(module, name).device))
 
-        self.register_load_state_dict_pre_hook(take_shapes)
+def take_shapes(
+    names: Sequence[str], module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Give the buffers of these names the shapes of the kept ones; a function of the module, so that it pickles."""
+    for name in names:
+        if (kept := state.get(prefix + name)) is not None:
+            setattr(module, name, torch.empty_like(kept, device=getattr(module, name).device))
 
 
 class Adam(torch.optim.Adam):

@@ -1,4 +1,5 @@
 import math
+import pickle
 from collections.abc import Iterator
 
 import pytest
@@ -63,6 +64,13 @@ def test_learned_buffers_load_inside_another_module_and_over_other_shapes() -> N
     fresh["inner"].centre = torch.zeros(7)
     fresh.load_state_dict(outer.state_dict())
     assert torch.equal(fresh["inner"].centre, outer["inner"].centre)
+
+
+def test_a_detector_with_learned_buffers_pickles() -> None:
+    fresh, kept = pickle.loads(pickle.dumps(Mean())), fitted()
+    fresh.load_state_dict(kept.state_dict())
+    assert torch.equal(fresh.centre, kept.centre)
+    assert torch.equal(pickle.loads(pickle.dumps(kept)).spread, kept.spread)
 
 
 def test_learned_buffers_before_learning_load_too() -> None:
