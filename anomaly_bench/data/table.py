@@ -9,7 +9,7 @@ rows are scaled.
 
 import logging
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ LOG = logging.getLogger("anomaly_bench")
 SUFFIXES = (".csv", ".parquet", ".npz", ".mat")
 MOST_CATEGORIES = 1000
 """Values of one text column; more are names or numbers of rows, not categories."""
+
+FEWEST_STEPS = 1000
+"""Numbers that float32 should have between the smallest and the largest of a column."""
 
 ARRAY_LABEL = "y"
 HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -186,7 +189,10 @@ def of_frame(
             f"there are {some([str(name) for name in frame])}"
         )
     columns = tuple(column_of(name, values, path) for name, values in frame.items() if name != label)
-    return encoded(frame, columns, path), columns, frame[label].to_numpy()
+    x = encoded(frame, columns, path)
+    counted = [column.name for column in columns if column.categories is None]
+    say_what_collapses({name: as_numbers(frame[name]) for name in counted}, path)
+    return x, columns, frame[label].to_numpy()
 
 
 def of_arrays(
@@ -202,6 +208,7 @@ def of_arrays(
     names = arrays.get("columns", np.array([f"x{number}" for number in range(x.shape[1])]))
     if names.shape != (x.shape[1],):
         raise SettingError(f"{path}: X has {x.shape[1]} columns, and {names.size} names for them")
+    say_what_collapses(dict(zip(map(str, names), x.T, strict=True)), path)
     return numbers(x, path), tuple(Column(str(name)) for name in names), arrays[label].ravel()
 
 
@@ -239,8 +246,7 @@ def encoded(frame: pd.DataFrame, columns: Sequence[Column], path: Path) -> Tenso
         values: Any = frame[name]
         if categories is None:
             try:
-                column: Any = pd.to_numeric(values)
-                parts.append(column.to_numpy(np.float64, na_value=np.nan)[:, None])
+                parts.append(as_numbers(values)[:, None])
             except (ValueError, TypeError) as error:
                 raise SettingError(f"{path}: column {name}: {error}; numbers are needed") from error
             continue
@@ -253,6 +259,12 @@ def encoded(frame: pd.DataFrame, columns: Sequence[Column], path: Path) -> Tenso
         raise SettingError(f"{path}: it has no columns but the label")
     with np.errstate(over="ignore"):
         return numbers(np.concatenate([part.astype(np.float32) for part in parts], axis=1), path)
+
+
+def as_numbers(values: pd.Series) -> np.ndarray:
+    """A column as float64, NaN where a number is missing."""
+    column: Any = pd.to_numeric(values)
+    return column.to_numpy(np.float64, na_value=np.nan)
 
 
 def numbers(x: np.ndarray, path: Path) -> Tensor:
@@ -301,6 +313,27 @@ def say_what_is_missing(x: Tensor, path: Path) -> None:
             "%s: %d missing numbers in %d of %d columns: each becomes the median of its column's training rows",
             *(path, int(gaps.sum()), int(gaps.any(0).sum()), x.shape[1]),
         )
+
+
+def say_what_collapses(columns: Mapping[str, np.ndarray], path: Path) -> None:
+    """A notice of columns, such as times in seconds, whose different numbers are few or one in float32."""
+    collapsing = [name for name, values in columns.items() if collapses(values)]
+    if collapsing:
+        LOG.warning(
+            "%s: columns %s: different numbers become equal in float32; subtract the smallest of each column",
+            *(path, some(collapsing)),
+        )
+
+
+def collapses(values: np.ndarray) -> bool:
+    """Whether different numbers of a column become equal in float32, which has few between its ends."""
+    values = values[np.isfinite(values)].astype(np.float64)
+    largest = np.abs(values).max(initial=0.0)
+    if not len(values) or largest > np.finfo(np.float32).max:
+        return False
+    if np.ptp(values) > FEWEST_STEPS * np.spacing(np.float32(largest)):
+        return False
+    return len(np.unique(values.astype(np.float32))) < len(np.unique(values))
 
 
 def listed(columns: Sequence[Column]) -> str:

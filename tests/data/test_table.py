@@ -46,6 +46,26 @@ def test_columns_of_any_kind(tmp_path, suffix, caplog):
     assert "1 missing numbers in 1 of 4 columns: each becomes the median" in caplog.text
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".npz"])
+def test_numbers_that_float32_makes_equal_are_told_of(tmp_path, suffix, caplog):
+    path, day = tmp_path / f"times{suffix}", np.linspace(0, 60, 40)
+    x = {
+        "time": 1.7e9 + day,
+        "year": 1.7e9 + 5e5 * day,
+        "code": 1e9 * (day > 30),
+        "small": day,
+        "gap": 0 * day,
+    }
+    x["gap"][:] = np.nan
+    kind = np.arange(40) % 2
+    if suffix == ".csv":
+        pd.DataFrame(x | {"kind": kind}).to_csv(path, index=False)
+    else:
+        np.savez(path, X=np.stack(list(x.values()), 1), columns=np.array(list(x)), kind=kind)
+    table.load(root=path, label="kind")
+    assert "columns time: different numbers become equal in float32" in caplog.text
+
+
 def test_files_of_arrays_agree(tmp_path):
     np.savez(tmp_path / "a.npz", X=X, y=Y)
     savemat(tmp_path / "b.mat", {"X": X, "y": Y[:, None]})  # as ODDS has them
