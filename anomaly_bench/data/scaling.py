@@ -10,8 +10,12 @@ from anomaly_bench.errors import SettingError
 SCALES = ("minmax", "standard", None)
 
 
+NO_SPREAD = 1e-12
+"""Of the size of float64 numbers: a smaller spread is left by rounding."""
+
+
 class Scaler(NamedTuple):
-    """`(x - shift) * factor`, with `fill` in place of missing numbers; float32 `[D]` each."""
+    """`(x - shift) * factor`, `fill` in place of missing numbers, `[D]` each, of the type of the rows fitted to."""
 
     fill: Tensor
     shift: Tensor
@@ -23,7 +27,7 @@ class Scaler(NamedTuple):
 
 
 def fit_scaler(x: Tensor, scale: str | None) -> Scaler:
-    """The scaler of float32 rows `[N, D]`, in which NaN is a missing number.
+    """The scaler of rows `[N, D]`, float32 or float64, in which NaN is a missing number.
 
     `minmax` maps the rows' range onto [0, 1], `standard` to a mean of 0 and a deviation of 1, None leaves
     numbers as they are. A column without spread, or with too little to divide by, is shifted only; one with too
@@ -33,7 +37,7 @@ def fit_scaler(x: Tensor, scale: str | None) -> Scaler:
     if scale not in SCALES:
         raise SettingError(f"data.scale={scale}: allowed are minmax, standard, null")
     gaps = x.isnan().any(0)
-    fill = torch.zeros(x.shape[1])
+    fill = x.new_zeros(x.shape[1])
     if gaps.any():
         fill[gaps] = x[:, gaps].nanmedian(0).values.nan_to_num(0)
         x = torch.where(x.isnan(), fill, x)
@@ -41,12 +45,14 @@ def fit_scaler(x: Tensor, scale: str | None) -> Scaler:
         shift = x.amin(0)
         spread = x.amax(0) - shift
     elif scale == "standard":
-        shift = x.mean(0, dtype=torch.float64).float()
-        spread = (x - shift).square().mean(0, dtype=torch.float64).sqrt().float()
+        shift = x.mean(0, dtype=torch.float64).to(x.dtype)
+        spread = (x - shift).square().mean(0, dtype=torch.float64).sqrt().to(x.dtype)
         # Rounding leaves a constant column a trace of spread.
         spread = torch.where(x.amax(0) == x.amin(0), 0, spread)
     else:
-        shift, spread = torch.zeros(x.shape[1]), torch.zeros(x.shape[1])
+        shift, spread = x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
+    if x.dtype == torch.float64:
+        spread = torch.where(spread < NO_SPREAD * x.abs().amax(0), 0, spread)
     factor = 1 / spread
     return Scaler(
         fill,

@@ -57,6 +57,16 @@ def test_a_small_spread_far_from_zero_is_told_exactly():
     assert fit_scaler(x, "standard")(x).abs().unique().tolist() == [1]
 
 
+@pytest.mark.parametrize("scale", ["minmax", "standard"])
+def test_float64_keeps_what_a_large_offset_leaves(scale):
+    x = torch.cat([ROWS[:, :2].double() + 1.7e9, torch.full((50, 1), 0.1).double()], dim=1)
+    x[::2, 2] += 1e-16  # rounding is no spread
+    expected = fit_scaler(ROWS[:, :2].double(), scale)(ROWS[:, :2].double())
+    scaled = fit_scaler(x, scale)(x)
+    torch.testing.assert_close(scaled[:, :2], expected, rtol=0, atol=1e-5)
+    assert scaled[:, 2].abs().amax() < 1e-6
+
+
 def test_no_scale_leaves_numbers_alone():
     assert torch.equal(fit_scaler(ROWS, None)(NEW), NEW)
 
