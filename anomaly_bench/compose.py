@@ -251,6 +251,11 @@ def load_data(yaml: str) -> Dataset:
     place = shared_place(yaml)
     if place is not None and place.exists():
         return shared.load(place)
+    return read_data(yaml)
+
+
+def read_data(yaml: str) -> Dataset:
+    """The data set of a `data` config as its files are now."""
     return instantiate(OmegaConf.create(yaml))
 
 
@@ -261,7 +266,7 @@ def share_data(settings: DictConfig) -> None:
     place = shared_place(yaml)
     assert place is not None
     if not place.exists():
-        shared.save(instantiate(OmegaConf.create(yaml)), place)
+        shared.save(read_data(yaml), place)
 
 
 def data_yaml(settings: DictConfig) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from numpy.typing import ArrayLike
 from omegaconf import DictConfig, OmegaConf
@@ -25,18 +26,21 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from anomaly_bench import metrics
-from anomaly_bench.compose import data_yaml, plain, settings_of
-from anomaly_bench.compose import load_data as load_dataset
+from anomaly_bench.arguments import check_arguments
+from anomaly_bench.compose import data_yaml, plain, read_data, settings_of
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.scaling import fit_scaler
 from anomaly_bench.errors import SettingError
 from anomaly_bench.history import losses_frame
 from anomaly_bench.measuring import TRAINING_SAMPLE, some, threshold_of
 from anomaly_bench.places import CONFIGS
+from anomaly_bench.protocols import Split, check_seed
+from anomaly_bench.refusals import refusal_in
 from anomaly_bench.rows import Rows
-from anomaly_bench.targets import build
+from anomaly_bench.targets import build, check_group, check_targets, plain_part
 from anomaly_bench.training.scoring import score_rows
 from anomaly_bench.training.trainer import Trainer
 
@@ -100,14 +104,37 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
 
     def set_params(self, **params: Any) -> Self:
         """Set arguments by name; what is none of the estimator's is a setting of the method, checked by `fit`."""
+        if nested := [name for name in params if "__" in name]:
+            raise SettingError(f"{nested[0]}: there is no such setting")
         own = set(self._get_param_names())
         self.settings = self.settings | {name: params[name] for name in params if name not in own}
-        return super().set_params(**params)
+        return super().set_params(**{name: params[name] for name in params if name in own})
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: of a detector with parametrised layers, which cannot be, its tensors."""
+        state: Any = super().__getstate__()
+        detector = state.get("detector_")
+        if detector is None or not any(map(is_parametrized, detector.modules())):
+            return state
+        return state | {"detector_": detector.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was pickled, and build the detector that tensors stand for."""
+        super().__setstate__(state)
+        if isinstance(tensors := state.get("detector_"), dict):
+            with torch.random.fork_rng([]):
+                detector = build(self._model, self.shape_)
+            detector.load_state_dict(tensors)
+            self.detector_ = self._trainer.place(detector).eval()
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Whether the last `fit` came to its end."""
+        return hasattr(self, "offset_")
 
     def fit(self, X: ArrayLike, y: object = None) -> Self:
         """Learn what is normal from rows or images; `y` is ignored.
@@ -115,27 +142,30 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         Raises:
             SettingError: an unknown method or setting, rows that the method does not take, a loss that diverges.
         """
-        x = self._checked(X, fitting=True)
+        vars(self).pop("offset_", None)
+        seed, quantile = self._checked_arguments()
         settings = self._composed()
         values = plain(settings)
         trainer = Trainer(**values["trainer"] | {"device": self.device, "max_epochs": self.max_epochs})
+        x = self._checked(X, fitting=True)
         self.scaler_ = fit_scaler(x, self.scale) if x.dim() == 2 else None
         self.shape_ = tuple(x.shape[1:])
         self._trainer, self._batch_size = trainer, values["evaluation"]["batch_size"]
+        self._model = OmegaConf.create(plain_part(settings.model))
         with torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else []):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(seed)
             self.detector_ = trainer.place(build(settings.model, self.shape_))
-            learned = trainer.learn(self.detector_, self._rows(x), seed=self.seed)
+            learned = trainer.learn(self.detector_, self._rows(x), seed=seed)
         self.detector_.eval()
         self.history_ = losses_frame(learned.history)
-        sample = some(np.arange(len(x)), TRAINING_SAMPLE, self.seed)
+        sample = some(np.arange(len(x)), TRAINING_SAMPLE, seed)
         scores = self._scores(x[torch.from_numpy(np.sort(sample))])
-        if self.quantile is None:
+        if quantile is None:
             rule = threshold_of(self.detector_, scores, values["evaluation"]["quantile"])
             self.threshold_rule_, self.threshold_ = rule
         else:
-            self.threshold_ = metrics.quantile_threshold(scores, self.quantile)
-            self.threshold_rule_ = f"{100 * self.quantile:g} % of the training scores"
+            self.threshold_ = metrics.quantile_threshold(scores, quantile)
+            self.threshold_rule_ = f"{100 * quantile:g} % of the training scores"
         self.offset_ = -self.threshold_
         return self
 
@@ -156,23 +186,40 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         """+1 for each normal row, -1 for each abnormal one, `[N]`."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
+    def _checked_arguments(self) -> tuple[int, float | None]:
+        """The seed and the quantile, of arguments that are all of their type and in range."""
+        arguments = {name: pythons(getattr(self, name)) for name in self._get_param_names()}
+        seed, quantile = arguments.pop("seed"), arguments["quantile"]
+        check_arguments("AnomalyDetector", arguments, AnomalyDetector)
+        check_seed(seed)
+        if quantile is not None and not 0 <= quantile <= 1:
+            raise SettingError(
+                f"AnomalyDetector.quantile={quantile}: allowed is a share from 0 to 1, or null"
+            )
+        return seed, quantile
+
     def _composed(self) -> DictConfig:
         """The config of the method with the user's settings in it."""
         known = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
         check_choice("method", self.method, known)
         settings = deepcopy(settings_of_method(self.method))
         update(settings.model, self.settings, f"method={self.method}")
+        check_targets(settings.model)
         return settings
 
     def _checked(self, X: ArrayLike, fitting: bool) -> Tensor:
-        """Rows float32 `[N, D]`, or images `[N, C, H, W]`, uint8 or float32 in [0, 1]."""
+        """Rows `[N, D]`, float64 or float32, or images `[N, C, H, W]`, uint8 or float32 in [0, 1]."""
         if getattr(X, "ndim", 2) not in (3, 4):
             given: Any = X
+            kinds: Any = [
+                np.float64,
+                np.float32,
+            ]  # the first for what is neither; cast once offsets are subtracted
             x: Any = validate_data(
                 self,
                 given,
                 reset=fitting,
-                dtype=np.float32,
+                dtype=kinds,
                 ensure_all_finite="allow-nan",
                 ensure_min_samples=1 + fitting,  # one row has no spread to learn
             )
@@ -187,7 +234,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
     def _rows(self, x: Tensor) -> Rows:
         """What the detector is given of checked `X`."""
         if self.scaler_ is not None:
-            x = self.scaler_(x)
+            x = self.scaler_(x).float()
+            if x.isinf().any():
+                raise SettingError("X: numbers are too large for float32")
         elif x.dtype != torch.uint8:
             x = (x - PIXELS[0]) / PIXELS[1]
         return self._trainer.rows(x, *PIXELS)
@@ -219,7 +268,7 @@ def load_data(name: str = "digits", **settings: Any) -> tuple[np.ndarray, np.nda
         settings: of the data set, as in `configs/data/<name>.yaml`: `image_size=32`, `root="my_images"`.
     """
     data = composed_data(name, (), settings)
-    dataset = load_dataset(data_yaml(data))
+    dataset = dataset_of(data)
     return copied(dataset, np.arange(len(dataset.classes))), np.array(dataset.class_names)[dataset.classes]
 
 
@@ -245,9 +294,13 @@ def load_split(
     if protocol is not None:
         check_choice("protocol", protocol, known)
     composed = composed_data(name, () if protocol is None else (f"protocol={protocol}",), settings)
-    composed.abnormal_class, composed.normal_class = pythons(abnormal_class), pythons(normal_class)
-    dataset = load_dataset(data_yaml(composed))
-    split = instantiate(composed.protocol).split(dataset, seed)
+    check_seed(seed)
+    for key, wanted in (("abnormal_class", pythons(abnormal_class)), ("normal_class", pythons(normal_class))):
+        if not isinstance(wanted, int | str) or isinstance(wanted, bool):
+            raise SettingError(f"{key}={wanted}: a whole number or a name is needed")
+        composed[key] = wanted
+    dataset = dataset_of(composed)
+    split: Split = instantiate(composed.protocol).split(dataset, seed)
     return copied(dataset, split.train), copied(dataset, split.test), split.anomalous
 
 
@@ -259,8 +312,19 @@ def composed_data(name: str, overrides: tuple[str, ...], settings: Mapping[str, 
     return composed
 
 
+def dataset_of(composed: DictConfig) -> Dataset:
+    """The data set of a composed config as its files are now; what it refuses is said without Hydra's words."""
+    check_group("data", composed.data)
+    try:
+        return read_data(data_yaml(composed))
+    except InstantiationException as error:
+        if (refusal := refusal_in(error)) is None:
+            raise
+        raise SettingError(str(refusal)) from error
+
+
 def copied(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """Rows of a data set as an array of the caller's own; the data set stays in memory for the next call."""
+    """Rows of a data set as an array of the caller's own."""
     return dataset.x[torch.from_numpy(rows)].numpy()
 
 

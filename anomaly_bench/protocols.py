@@ -230,8 +230,8 @@ def listed(dataset: Dataset) -> str:
 
 
 def check_seed(seed: int) -> None:
-    """Refuse what numpy's generators refuse."""
-    if not 0 <= seed < 2**32:
+    """Refuse what numpy's generators refuse, and what is no whole number."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise SettingError(f"seed={seed}: allowed is 0 to 2**32 - 1")
 
 

@@ -1,5 +1,6 @@
 """Use from Python: scikit-learn's own checks, and the same scores as the command line's."""
 
+import pickle
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import ParameterGrid
 from sklearn.pipeline import make_pipeline
@@ -122,6 +124,66 @@ def test_a_method_with_a_threshold_of_its_own_keeps_it(digits):
     assert (told.predict(x) == -1).mean() == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("method", ["knn", "ae_dense"])
+def test_a_fitted_detector_pickles(method, digits):
+    detector = AnomalyDetector(method, **(TINY if method == "ae_dense" else {})).fit(digits[0])
+    again = pickle.loads(pickle.dumps(detector))
+    np.testing.assert_array_equal(again.anomaly_score(digits[1]), detector.anomaly_score(digits[1]))
+    np.testing.assert_array_equal(again.predict(digits[1]), detector.predict(digits[1]))
+
+
+def test_a_detector_behind_spectral_norm_pickles():
+    x = np.random.RandomState(0).randint(0, 256, (8, 1, 16, 16), np.uint8)
+    detector = AnomalyDetector("alad", width=2, nz=4, d_zz=[4], max_epochs=1, batch_size=8).fit(x)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    again = pickle.loads(pickle.dumps(detector))
+    assert torch.rand(1) == expected
+    np.testing.assert_allclose(again.anomaly_score(x), detector.anomaly_score(x), rtol=1e-5)
+
+
+def test_a_seed_may_be_a_number_of_numpy(digits):
+    one, other = (AnomalyDetector("ae_dense", seed=seed, **TINY).fit(digits[0]) for seed in (3, np.int64(3)))
+    assert one.threshold_ == other.threshold_
+
+
+def test_a_setting_that_is_refused_is_not_kept():
+    detector = AnomalyDetector(**FOREST)
+    with pytest.raises(SettingError, match="a__b: there is no such setting"):
+        detector.set_params(a__b=1, trees=3)
+    assert detector.settings == FOREST
+    assert not hasattr(detector.set_params(trees=3), "trees")
+
+
+def test_a_fit_that_failed_leaves_nothing_fitted(digits):
+    x, new, _ = digits
+    detector = AnomalyDetector("ae_dense", **TINY).fit(x)
+    for broken in (detector.set_params(lr=1e30), AnomalyDetector("ae_dense", **TINY | {"lr": 1e30})):
+        with pytest.raises(SettingError):
+            broken.fit(x)
+        with pytest.raises(NotFittedError):
+            broken.predict(new)
+
+
+@pytest.mark.parametrize("scale", ["minmax", "standard"])
+def test_a_large_offset_costs_no_precision(scale):
+    draw = np.random.RandomState(0)
+    x, offset = draw.normal(size=(400, 3)), np.array([1.7e9, 0, -1e8])
+    new, anomalous = draw.normal(size=(200, 3)), np.arange(200) < 50
+    new[anomalous, 0] += 12
+    plain, moved = (
+        AnomalyDetector("knn", scale=scale).fit(x + by).anomaly_score(new + by) for by in (0, offset)
+    )
+    assert roc_auc_score(anomalous, moved) == pytest.approx(roc_auc_score(anomalous, plain), abs=1e-3)
+    np.testing.assert_allclose(moved, plain, rtol=1e-3)
+
+
+def test_numbers_too_large_for_float32_are_refused():
+    with pytest.raises(SettingError, match="too large for float32"):
+        AnomalyDetector(**FOREST, scale=None).fit(np.array([[1.0], [1e39]]))
+
+
 def test_settings_of_the_method_are_parameters():
     detector = AnomalyDetector("dagmm", epochs=5, k=4)
     assert detector.get_params()["k"] == 4
@@ -156,16 +218,35 @@ def test_random_numbers_of_the_caller_are_left_alone(digits):
             "tree: method=isolation_forest has no such setting; allowed are trees",
         ),
         ({"_target_": "os.system"}, (20, 4), "_target_: method=isolation_forest has no such setting"),
-        ({"max_epochs": -1}, (20, 4), "trainer.max_epochs=-1"),
+        ({"max_epochs": -1}, (20, 4), "max_epochs=-1"),
         ({"method": "ae_dense", "epochs": 1, "hidden": [0]}, (20, 4), r"model.hidden=\[0\]"),
         ({"scale": "log"}, (20, 4), "scale=log"),
-        ({"quantile": 2}, (20, 4), "quantile is 2"),
+        ({"quantile": 2}, (20, 4), "quantile=2"),
+        ({"quantile": np.nan}, (20, 4), "quantile=nan"),
+        ({"seed": 2**32}, (20, 4), "seed=4294967296"),
+        ({"seed": -1}, (20, 4), "seed=-1"),
+        ({"seed": "0"}, (20, 4), "seed=0"),
+        ({"seed": None}, (20, 4), "seed=None"),
+        ({"max_epochs": 1.5}, (20, 4), r"max_epochs=1\.5"),
+        *(
+            ({"method": "ae_dense", name: value}, (20, 4), f"model.{name}={value}: must be")
+            for name, value in (
+                ("epochs", -5),
+                ("epochs", 1.5),
+                ("epochs", True),
+                ("epochs", "x"),
+                ("lr", 0.0),
+                ("batch_size", 0),
+                ("batch_size", -3),
+            )
+        ),
         ({}, (20, 8, 8, 3), "puts the channels first"),
         ({}, (20, 2, 2, 2, 2), "dim 5"),
         ({"method": "dagmm"}, (20, 8, 8), "it takes rows of numbers"),
     ],
 )
-def test_what_cannot_work_is_said_in_a_line(arguments, x, said):
+def test_what_cannot_work_is_said_in_a_line_before_anything_is_trained(arguments, x, said, monkeypatch):
+    monkeypatch.setattr("anomaly_bench.estimator.Trainer.learn", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(ValueError, match=said) as refusal:
         AnomalyDetector(**arguments).fit(np.zeros(x, np.float32))
     assert "\n" not in str(refusal.value)
@@ -201,6 +282,33 @@ def test_a_class_that_is_kept_is_the_normal_one():
     x, y = load_data("digits", image_size=8)
     assert len(test) > (y == "3").sum()
     np.testing.assert_array_equal(test[~anomalous], x[y == "3"])
+
+
+def test_files_that_changed_are_read_again(tmp_path):
+    path = people(tmp_path / "people.csv")
+    before, _ = load_data("table", root=str(path), label="kind")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))
+    after, _ = load_data("table", root=str(path), label="kind")
+    assert len(after) == len(before) - 3
+    assert sum(map(len, load_split("table", normal_class="a", root=str(path), label="kind")[:2])) <= len(
+        after
+    )
+
+
+@pytest.mark.parametrize("wanted", [3.0, True, None])
+def test_a_class_is_a_number_or_a_name(wanted):
+    with pytest.raises(SettingError, match=f"abnormal_class={wanted}: a whole number or a name is needed"):
+        load_split("digits", abnormal_class=wanted)
+
+
+def test_what_data_cannot_be_is_said_in_a_line():
+    with pytest.raises(SettingError, match="seed=0: allowed is 0 to"):
+        load_split("digits", seed="0")
+    with pytest.raises(SettingError, match="/nonexistent") as refusal:
+        load_data("folder", root="/nonexistent")
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(SettingError, match=r"data\.limit=x: must be"):
+        load_data("digits", limit="x")
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.str_])
