@@ -211,10 +211,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         """Rows `[N, D]`, float64 or float32, or images `[N, C, H, W]`, uint8 or float32 in [0, 1]."""
         if getattr(X, "ndim", 2) not in (3, 4):
             given: Any = X
-            kinds: Any = [
-                np.float64,
-                np.float32,
-            ]  # the first for what is neither; cast once offsets are subtracted
+            # What is neither becomes float64, and float32 once offsets are subtracted.
+            kinds: Any = [np.float64, np.float32]
             x: Any = validate_data(
                 self,
                 given,
