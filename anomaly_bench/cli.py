@@ -324,7 +324,7 @@ def export(arguments: list[str]) -> int:
 
     with writable(f"--output {given.output or given.run_dir}"):
         path, difference = export_run(given.run_dir, given.format, given.output)
-    print(f"{path}: scores as the run does, to {difference:.1g} of the largest value")
+    print(f"{path}: scores as the run does in float32, to {difference:.1g} of the largest value")
     return 0
 
 

@@ -299,6 +299,11 @@ def check_evaluation(evaluation: dict[str, Any]) -> None:
         raise SettingError(
             f"evaluation.batch_size={evaluation['batch_size']}: allowed is a number of rows from 1 to {MOST}"
         )
+    if evaluation["batch_norm"] == "batch" and evaluation["batch_size"] == 1:
+        raise SettingError(
+            "evaluation.batch_norm=batch evaluation.batch_size=1: one row has no statistics; allowed is a batch_size "
+            "from 2, or batch_norm=eval"
+        )
     if not 0 <= evaluation["quantile"] <= 1:
         raise SettingError(f"evaluation.quantile={evaluation['quantile']}: allowed is a share from 0 to 1")
 

@@ -64,7 +64,7 @@ def export(folder: Path, form: str, output: Path | None = None) -> tuple[Path, f
 
     The input is `x`, float32: images `[N, C, H, W]` on [0, 1], or rows `[N, D]` as they are in the table. The outputs
     are `score` `[N]` and, where the method has one, `map` `[N, H, W]`. Both are as `score` has them on a CPU in
-    float32; the facts of the run are in the file.
+    float32; the facts of the run are in the file, among them in which precision it measured its threshold.
 
     Args:
         folder: of the run.
@@ -76,7 +76,7 @@ def export(folder: Path, form: str, output: Path | None = None) -> tuple[Path, f
 
     Raises:
         SettingError: no finished run, a method that no graph can hold, a package that is missing, or a file that
-            does not score as the run does, which is not kept.
+            does not score as the run does in float32, which is not kept.
     """
     path = output or folder / f"model{SUFFIXES[form]}"
     if path.suffix != SUFFIXES[form] or path.is_dir():
@@ -152,6 +152,7 @@ def facts_of(trained: Trained) -> dict[str, str]:
     facts = {name: run.get(name) for name in kept} | {
         "version": run["versions"]["anomaly-bench"],
         "threshold": trained.metrics["threshold"],
+        "threshold_precision": run["precision"],
         "input": "rows as in the table, NaN for a gap" if trained.scaler else "images on [0, 1]",
     }
     return {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in facts.items()}

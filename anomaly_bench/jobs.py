@@ -116,7 +116,7 @@ def print_sweep(config: Any, broken: str | None = None) -> bool:
     from anomaly_bench.report.tables import text_of
 
     notes, told = UNWRITTEN[:], [note["overrides"] for note in UNWRITTEN]
-    for path in notes_of_sweep(config.runs_dir).glob("*.json"):
+    for path in sorted(notes_of_sweep(config.runs_dir).glob("*.json"), key=lambda path: int(path.stem)):
         note = read_json(path)
         if not note or note["overrides"] in told:
             continue

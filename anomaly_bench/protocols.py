@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Split:
         class_index: of the class that is swept; None where none is.
         ratio: the known share of anomalous rows; where it is given, so many of the test rows are called
             anomalous, those with the highest scores.
+        contamination: int64 row numbers, the anomalous ones in `train` where other rows are tested.
     """
 
     train: np.ndarray
@@ -32,6 +33,7 @@ class Split:
     case: str
     class_index: int | None = None
     ratio: float | None = None
+    contamination: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def transductive(self) -> bool:
@@ -196,10 +198,12 @@ class TabularHalf:
                 f"protocol.contamination={self.contamination}: the training half of data={dataset.name} has "
                 f"{len(others)} anomalous rows; allowed is up to {most:.4f}"
             )
-        train = np.sort(np.concatenate([clean, others[:wanted]]))
+        contamination = np.sort(others[:wanted])
+        train = np.sort(np.concatenate([clean, contamination]))
         ratio = self.ratio or KNOWN_RATIO.get(dataset.name) or float(anomalous.mean())
         case = f"normal-{dataset.class_names[normal]}"
-        return checked(Split(train, test, anomalous[test], case, ratio=ratio), dataset)
+        split = Split(train, test, anomalous[test], case, ratio=ratio, contamination=contamination)
+        return checked(split, dataset)
 
 
 def is_normal(class_name: str) -> bool:

@@ -236,7 +236,8 @@ def look(overrides: list[str]) -> dict[str, Any]:
     dataset = load_data(data_yaml(settings))
     anomalies = len(dataset.class_names) > 1 and not all(map(is_normal, dataset.class_names))
     if anomalies:
-        compose(settings, names, overrides)
+        job = compose(settings, names, overrides)
+        halves(job.split.anomalous, job.seed)
     return {"rows": dataset.x.dim() == 2, "anomalies": anomalies}
 
 

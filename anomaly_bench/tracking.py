@@ -8,6 +8,7 @@ run can be told of later.
 import json
 import logging
 import os
+import re
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,12 @@ NOTE = "tracked.json"
 
 EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 """Which extra brings a package."""
+
+FOREIGN = re.compile(r" *[^\w\-. /]+ *")
+"""What no name may hold at a tracker."""
+
+LONGEST = 240
+"""Characters of a name; MLflow takes 250, with what stands before it."""
 
 
 class Tracker(Protocol):
@@ -97,7 +104,8 @@ class MLflow:
             found = self.client.get_experiment_by_name(experiment)
             where = self.client.create_experiment(experiment) if found is None else found.experiment_id
         self.id = self.client.create_run(where, run_name=name).info.run_id
-        params = [Param(key, str(value)[:500]) for key, value in flat(settings)]
+        named = {safe(key): str(value)[:500] for key, value in flat(settings)}
+        params = [Param(key, value) for key, value in named.items()]
         for first in range(0, len(params), 100):  # of so many at a time
             self.client.log_batch(self.id, params=params[first : first + 100])
 
@@ -225,7 +233,8 @@ class Follower:
                 self.tell(read_losses(self.folder / "losses.csv"))
             numbers = record.read_json(self.folder / "metrics.json") if error is None else {}
             if self.make is not None:
-                self.opened().finish({key: float(x) for key, x in numbers.items() if is_number(x)}, error)
+                told = {safe(name): float(x) for name, x in numbers.items() if is_number(x)}
+                self.opened().finish(told, error)
                 self.tracker = None
                 self.write(told=error is None)
 
@@ -264,10 +273,15 @@ def trouble(error: Exception) -> str:
 
 def numbers_of(line: Epoch) -> dict[str, float]:
     """The losses of an epoch under the name of its stage, its seconds, and its test AUROC, if it has one."""
-    numbers = {f"{line.name}/{name}": value for name, value in line.losses.items()} | {
-        "seconds": line.seconds
-    }
-    return numbers if line.auroc is None else numbers | {"auroc": line.auroc}
+    numbers = {f"{line.name}/{name}": value for name, value in line.losses.items()}
+    numbers |= {"seconds": line.seconds} | ({} if line.auroc is None else {"auroc": line.auroc})
+    return {safe(name): value for name, value in numbers.items()}
+
+
+def safe(name: str) -> str:
+    """A name that every tracker takes: MLflow, the strictest, wants few characters and a path in its plainest form."""
+    parts = FOREIGN.sub("_", name)[:LONGEST].split("/")
+    return "/".join(part for part in parts if part not in ("", ".", "..")) or "_"
 
 
 def is_number(value: Any) -> bool:

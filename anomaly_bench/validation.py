@@ -12,7 +12,8 @@ refuses: a share of the normal training rows, which then do not train, against r
   stands in for the anomaly.
 
 The first kind has labels of the kinds of anomalies that are tested, if not of their rows, which is more than one-class
-papers grant themselves; a run's record says so. The test rows are those of the protocol, unchanged.
+papers grant themselves; a run's record says so. The test rows are those of the protocol, unchanged. Anomalous rows
+that a protocol puts among the training rows all train on, so that their share of those that are left is larger.
 """
 
 from dataclasses import dataclass, replace
@@ -54,22 +55,25 @@ def hold_out(
         raise SettingError(
             "evaluation.validation: a run that trains on its test rows has no other rows to choose by"
         )
-    outside = np.setdiff1d(np.arange(len(dataset.classes)), split.test)
+    clean = np.setdiff1d(split.train, split.contamination)
+    taken = np.concatenate([split.test, split.contamination])
+    outside = np.setdiff1d(np.arange(len(dataset.classes)), taken)
     classes = dataset.classes[outside]
     if anomalous_class is None:
-        anomalies = outside[~np.isin(classes, dataset.classes[split.train])]
+        anomalies = outside[~np.isin(classes, dataset.classes[clean])]
     else:
         wanted = class_index(dataset, anomalous_class, "evaluation.validation_class")
         anomalies = outside[classes == wanted]
-    train = shuffled(np.setdiff1d(split.train, anomalies), seed)
-    normal, rest = np.split(train, [max(1, int(share * len(train)))])
+    order = shuffled(np.setdiff1d(clean, anomalies), seed)
+    normal, rest = np.split(order, [max(1, int(share * len(order)))])
     if not len(anomalies) or not len(rest):
         raise SettingError(
             f"evaluation.validation_class={anomalous_class}: outside the test rows it leaves {len(anomalies)} "
             f"anomalous rows to choose by, and {len(rest)} to train on; name a class that is not tested as anomalous"
         )
     rows = shuffled(np.concatenate([normal, anomalies]), seed)
-    return replace(split, train=np.sort(rest)), Validation(rows, np.isin(rows, anomalies))
+    train = np.sort(np.concatenate([rest, split.contamination]))
+    return replace(split, train=train), Validation(rows, np.isin(rows, anomalies))
 
 
 def check_blind(evaluation: dict[str, object]) -> None:

@@ -17,6 +17,7 @@ import io
 import shutil
 import sys
 import zlib
+from collections import Counter
 from pathlib import Path
 
 from PIL import Image
@@ -71,6 +72,9 @@ def main(arguments: list[str]) -> None:
     files = chosen(given.source, {"train": given.train, "test": given.test})
     if not files:
         parser.error(f"{given.source}: it has no JPEG files in train/CLASS and test/CLASS")
+    copies = Counter(path.with_suffix("") for path in files)
+    if alike := [path for path in files if copies[path.with_suffix("")] > 1]:
+        parser.error(f"{alike[0]}: another file there has its name but for the ending; rename one")
     half_done = given.target.with_name(f"{given.target.name}.part")
     shutil.rmtree(half_done, ignore_errors=True)
     for path in tqdm(files, desc="compressing", unit=" files", disable=None, leave=False):

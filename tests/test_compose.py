@@ -219,3 +219,15 @@ def test_data_that_a_worker_has_shared_before_it_died_are_shared_once(tmp_path, 
     share_data(settings)
     assert [path.name for path in tmp_path.iterdir()] == [place.name]
     assert (place / "values.json").stat().st_mtime_ns == written
+
+
+def test_one_row_a_batch_has_no_statistics_to_score_by(tmp_path):
+    told = ["model=ganomaly", "data=digits", "evaluation.batch_size=1", f"runs_dir={tmp_path}"]
+    batch = [*told, "evaluation.batch_norm=batch"]
+    with pytest.raises(SettingError) as refused:
+        compose(*settings_of(batch), batch)
+    assert str(refused.value) == (
+        "evaluation.batch_norm=batch evaluation.batch_size=1: one row has no statistics; allowed is a batch_size "
+        "from 2, or batch_norm=eval"
+    )
+    assert compose(*settings_of(told), told).evaluation["batch_size"] == 1

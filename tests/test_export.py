@@ -120,6 +120,7 @@ def test_the_file_scores_as_the_run_did(runs, files, place, model, form):
 
     said, metrics = (json.loads((run / f"{name}.json").read_text()) for name in ("run", "metrics"))
     assert float(facts["threshold"]) == metrics["threshold"]
+    assert facts["threshold_precision"] == said["precision"]
     assert facts["version"] == said["versions"]["anomaly-bench"]
     assert {name: facts[name] for name in ("model", "data", "settings_hash")} == {
         name: said[name] for name in ("model", "data", "settings_hash")
@@ -220,7 +221,7 @@ def test_another_folder_is_refused(place, capsys):
 def test_the_command_names_the_file(runs, place, capsys):
     output = place / "deep/er/ocsvm.pt2"
     assert answer(["export", str(runs["ocsvm"]), "--format", "torch", "--output", str(output)]) == 0
-    assert capsys.readouterr().out.startswith(f"{output}: scores as the run does, to ")
+    assert capsys.readouterr().out.startswith(f"{output}: scores as the run does in float32, to ")
     assert [path.name for path in output.parent.iterdir()] == ["ocsvm.pt2"]
 
 

@@ -167,6 +167,13 @@ def test_a_job_that_left_no_word_has_failed_until_it_says_otherwise(sweep, tmp_p
     assert not jobs.print_sweep(sweep)
 
 
+def test_failures_are_told_in_the_order_of_the_jobs(sweep, tmp_path, capsys):
+    for number in reversed(range(12)):
+        jobs.leave_note(str(tmp_path), number, {"overrides": [f"seed={number}"], "error": "broken"})
+    assert jobs.print_sweep(sweep)
+    assert capsys.readouterr().out.splitlines() == [f"failed: seed={number}: broken" for number in range(12)]
+
+
 def test_a_job_whose_end_could_not_be_noted_is_told_once(sweep, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jobs, "UNWRITTEN", [{"overrides": ["seed=0"], "error": "No space left on device"}])
     jobs.begin_note(str(tmp_path), 0, ["seed=0"])

@@ -154,6 +154,15 @@ def test_the_reported_half_has_no_part_in_the_ranking(tmp_path):
     assert table["AUROC"].astype(float).tolist() == [0, 1]
 
 
+def test_too_few_test_rows_of_a_kind_are_refused_before_the_race(typed, tmp_path, monkeypatch):
+    monkeypatch.setattr(race, "race", lambda *_, **__: pytest.fail("it raced"))
+    for path in sorted((digit_files(tmp_path / "digits") / "test/1.abnormal").iterdir())[1:]:
+        path.unlink()
+    code, _, err = typed("data=folder", f"data.root={tmp_path / 'digits'}", *QUICK)
+    assert code == 2
+    assert err.splitlines()[-1].endswith("data: 1 test rows of a kind; two halves need at least 2 of each")
+
+
 def test_the_seed_draws_the_halves():
     labels = np.arange(40) % 2 == 1
     assert not np.array_equal(halves(labels, 0)[0], halves(labels, 1)[0])

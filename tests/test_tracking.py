@@ -219,6 +219,71 @@ def test_mlflow_has_settings_curves_and_results(tmp_path, monkeypatch):
     assert run.data.metrics["result/auroc"] == json.loads((folder / "metrics.json").read_text())["auroc"]
 
 
+def test_every_stage_of_deep_svdd_reaches_mlflow(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    small = {"model": "deep_svdd", "data": "digits", "data__limit": "60", "trainer__max_epochs": "1"}
+    finished(tmp_path, tracker="mlflow", **small)
+    client = mlflow.MlflowClient((tmp_path / ".mlflow").as_uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("anomaly-bench").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert {"autoencoder_slower", "sphere"} <= {name.split("/")[0] for name in run.data.metrics}
+    assert "result/auroc" in run.data.metrics
+
+
+NAMES = [
+    "a, b/loss",
+    "layer 1/loss",
+    "größe: 3/loss",
+    "a//b/../c",
+    "/",
+    "",
+    "..",
+    "a\nb",
+    "x" * 300,
+    "\ud800",
+]
+
+
+def test_a_name_that_every_tracker_takes():
+    validation = pytest.importorskip("mlflow.utils.validation")
+    found = [tracking.safe(name) for name in NAMES]
+    for name in found:
+        validation._validate_metric_name(f"result/{name}")
+        validation._validate_length_limit("Metric name", 250, f"result/{name}")
+        validation._validate_param_name(name)
+    assert found[:6] == ["a_b/loss", "layer 1/loss", "größe_3/loss", "a/b/c", "_", "_"]
+
+
+def test_trackers_are_told_safe_names(tmp_path, monkeypatch):
+    listen(monkeypatch)
+    monkeypatch.setattr(tracking, "safe", lambda name: f"safe {name}")
+    finished(tmp_path, **SMALL)
+    names = {name for _, _, numbers in said("log") for name in numbers} | set(said("finish")[0][1])
+    assert {"safe autoencoder/reconstruction", "safe auroc"} <= names
+    assert all(name.startswith("safe ") for name in names)
+
+
+def test_tensorboard_shows_the_same_names(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tracker = tracking.TensorBoard(str(tmp_path), name="a run", settings={}, id=None)
+    names = {tracking.safe(name) for name in NAMES}
+    tracker.log(1, dict.fromkeys(names, 1.0))
+    tracker.finish(dict.fromkeys(names, 1.0), None)
+    events = accumulator.EventAccumulator(str(tmp_path / "a run")).Reload()
+    assert set(events.Tags()["scalars"]) == names | {f"result/{name}" for name in names}
+
+
+def test_wandb_takes_the_same_names(tmp_path):
+    pytest.importorskip("wandb")
+    tracker = tracking.WandB("ours", str(tmp_path), "offline", name="a run", settings={}, id=None)
+    numbers = {tracking.safe(name): 1.0 for name in NAMES}
+    tracker.log(1, numbers)
+    tracker.run.summary.update(numbers)
+    assert set(numbers) <= set(tracker.run.summary.keys())
+    tracker.finish(numbers, None)
+
+
 def test_jobs_that_begin_at_once_share_an_mlflow_experiment(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

@@ -77,6 +77,25 @@ def test_a_small_share_is_one_normal_row_and_others_are_rounded_down(digits_set)
         assert (~validation.anomalous).sum() == expected
 
 
+@pytest.mark.parametrize("anomalous_class", [None, 7])
+def test_anomalous_training_rows_go_on_training_and_are_not_called_normal(parts, anomalous_class):
+    before = TabularHalf(4, contamination=0.2).split(parts, 0)
+    truth = parts.classes != 4
+    clean = before.train[~truth[before.train]]
+    assert np.array_equal(before.contamination, before.train[truth[before.train]])
+    split, validation = hold_out(before, parts, 0, 0.25, anomalous_class)
+    assert validation is not None
+    assert np.array_equal(validation.anomalous, truth[validation.rows])
+    assert (~validation.anomalous).sum() == int(0.25 * len(clean))
+    assert set(before.contamination) <= set(split.train)
+    assert len(split.train) == len(before.train) - int(0.25 * len(clean))
+    assert (np.diff(split.train) > 0).all()
+    assert not set(validation.rows) & (set(before.contamination) | set(split.train) | set(split.test))
+    assert set(parts.classes[validation.rows[validation.anomalous]]) <= (
+        {7} if anomalous_class else {0, 1, 2, 3, 5, 6, 7, 8, 9}
+    )
+
+
 def test_without_a_share_nothing_changes(digits_set):
     split = LeaveOneClassOut(2).split(digits_set, 0)
     assert hold_out(split, digits_set, 0, None, 7) == (split, None)

@@ -51,14 +51,7 @@ def write_report(runs_dir: Path | str, out: Path | str | None = None) -> str:
     ours, beside = make_tables(records), paper_tables(records)
     tables = [*ours, *beside]
     cells = [cell for table in ours for cell in table.cells]
-    absent = {
-        f"{kind}{number}"
-        for kind in RARE
-        for number in ("mean", "std")
-        if all(math.isnan(cell[f"{kind}mean"]) for cell in cells)
-    }
-    columns = [name for name in CELL if name not in absent]
-    write_csv(folder / "table.csv", pd.DataFrame(cells, columns=columns))
+    write_csv(folder / "table.csv", frame_of(cells))
     write_text(folder / "table.md", "\n".join(map(formats.markdown, tables)))
     write_text(folder / "table.tex", formats.LATEX_HEAD + "\n".join(map(formats.latex, tables)))
     if beside:
@@ -67,6 +60,23 @@ def write_report(runs_dir: Path | str, out: Path | str | None = None) -> str:
     figures = folder / "figures"
     write_page(folder, tables, records, [*draw_report(figures, records), *draw_paper_curves(figures, beside)])
     return "\n\n".join([*map(formats.text, tables), f"Written to {folder}"])
+
+
+def frame_of(cells: Sequence[Line]) -> pd.DataFrame:
+    """What `table.csv` holds: rare numbers only where there are any.
+
+    Where a class is called as a line over all classes is, `whole` says which of them is over all.
+    """
+    absent = {
+        f"{kind}{number}"
+        for kind in RARE
+        for number in ("mean", "std")
+        if all(math.isnan(cell[f"{kind}mean"]) for cell in cells)
+    }
+    frame = pd.DataFrame(cells, columns=[name for name in CELL if name not in absent])
+    whole = [math.isinf(cell["order"]) for cell in cells]
+    over_all = frame["class"].isin(["mean", "overall"])
+    return frame if over_all.tolist() == whole else frame.assign(whole=whole)
 
 
 def text_of(records: Sequence[Record], experiment: str | None = None) -> str:

@@ -499,6 +499,19 @@ def test_a_report_is_written_from_the_folders_alone(tmp_path):
     assert "\\toprule" in (report / "table.tex").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", ["mean", "overall"])
+def test_a_class_called_as_a_line_over_all_classes_is_told_from_it(tmp_path, name):
+    if name == "mean":
+        kept(tmp_path, made_up("mean", 0, 0.9), made_up("dog", 0, 0.8))
+    else:
+        kept(tmp_path, made_up(metrics={"per_class": {"overall": 0.9, "dog": 0.8}}, **WITHOUT_CLASS))
+    write_report(tmp_path)
+    cells = pd.read_csv(tmp_path / "report" / "table.csv")
+    assert cells.columns[-1] == "whole"
+    assert not cells.duplicated(["class", "whole"]).any()
+    assert cells.loc[cells["whole"], "class"].tolist() == [name]
+
+
 def test_the_text_of_some_records_alone():
     text = text_of([made_up("cat", 0, 0.9), made_up("cat", 0, 0.8, data="birds")])
     assert re.findall(r"^AUROC on (\w+)", text, re.MULTILINE) == ["birds", "pets"]

@@ -1,6 +1,7 @@
 """What a JPEG file says of quarter turns, and that a copy says it no more."""
 
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,7 @@ def test_the_copy_has_half_of_the_images_on_their_side(source: Path, tmp_path: P
         (["source", "new", "--quality", "96"], "--quality 96: allowed is 1 to 95"),
         (["source", "new", "--train", "0"], "--train 0: allowed is 1 and more"),
         (["broken", "new"], "0000.jpg: it cannot be read"),
+        (["twice", "new"], "0000.jpeg: another file there has its name but for the ending; rename one"),
     ],
 )
 def test_mistakes_get_one_line_and_leave_nothing_that_looks_whole(
@@ -87,6 +89,8 @@ def test_mistakes_get_one_line_and_leave_nothing_that_looks_whole(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken/train/cat").mkdir(parents=True)
     (tmp_path / "broken/train/cat/0000.jpg").write_bytes(b"no image")
+    shutil.copytree(source, "twice")
+    shutil.copy("twice/train/cat/0000.jpg", "twice/train/cat/0000.jpeg")
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
