@@ -15,6 +15,12 @@ MOST = 2**31 - 1
 OWN_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 """Keys of a config that are no arguments."""
 
+MISSING = "???"
+"""What stands in a config for a value that has to be given."""
+
+PIXELS = "a whole number from 1 to 4096, or null"
+"""What `data.image_size` allows."""
+
 WORDS = {
     int: f"a whole number from 0 to {MOST}",
     float: "a finite number",
@@ -24,7 +30,12 @@ WORDS = {
 WORDS |= {NoneType: "null", Path: "a path"}
 
 
-def check_arguments(group: str, values: Mapping[str, Any], function: Callable[..., Any]) -> None:
+def check_arguments(
+    group: str,
+    values: Mapping[str, Any],
+    function: Callable[..., Any],
+    sources: Mapping[str, str] | None = None,
+) -> None:
     """Refuse a setting that `function`, or the constructor of a class, has no argument for or that is of another type.
 
     What has no type is let through. A number has to be finite, a whole number from 0, a batch size from 1, and a
@@ -34,6 +45,7 @@ def check_arguments(group: str, values: Mapping[str, Any], function: Callable[..
         group: in whose name settings are typed, such as `model`.
         values: of the group, as plain values.
         function: that takes them.
+        sources: settings outside the group that values come from, by name, as `abnormal_class`.
 
     Raises:
         SettingError: naming the setting, what was found, and what is allowed.
@@ -44,13 +56,17 @@ def check_arguments(group: str, values: Mapping[str, Any], function: Callable[..
     for name, value in values.items():
         if name in OWN_KEYS:
             continue
-        typed = f"{group}.{name}={'null' if value is None else value}"
+        setting = (sources or {}).get(name, f"{group}.{name}")
+        typed = f"{setting}={'null' if value is None else value}"
+        if value == MISSING:
+            raise SettingError(f"{setting}: has to be given, as in {setting}=VALUE")
         if name not in parameters and not anything:
             raise SettingError(
                 f"{typed}: no such setting; there are {', '.join(name for name in parameters if name != 'shape')}"
             )
         if not is_of(hint := hints.get(name, Any), value):
-            raise SettingError(f"{typed}: must be {in_words(hint)}")
+            allowed = PIXELS if name == "image_size" and hint == int | None else in_words(hint)
+            raise SettingError(f"{typed}: must be {allowed}")
         if name == "batch_size" and value is not None and value < 1:
             raise SettingError(f"{typed}: must be at least 1")
         if is_rate(name) and isinstance(value, int | float) and value <= 0:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import itertools
 import logging
 import os
 import re
@@ -13,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from anomaly_bench import __version__, jobs
 from anomaly_bench.errors import SettingError
@@ -22,6 +23,7 @@ from anomaly_bench.places import CONFIGS
 from anomaly_bench.refusals import (
     DEBUG,
     as_typed,
+    commands_come_first,
     explained,
     for_each_job,
     frequent_slips,
@@ -67,6 +69,8 @@ def answer(arguments: list[str]) -> int:
         if arguments == ["--version"]:
             print(f"anomaly-bench {__version__}")
             return 0
+        if arguments[:1] in (["--config-dir"], ["-cd"]) and arguments[2:3] == ["list"]:
+            arguments = ["list", *arguments[3:], "--config-dir", arguments[1]]
         if arguments and arguments[0] in COMMANDS:
             with notices():
                 return COMMANDS[arguments[0]](arguments[1:])
@@ -118,6 +122,7 @@ def launch(arguments: list[str]) -> int:
             "A first run: GANomaly on scikit-learn's digits. anomaly-bench --help shows what else there is."
         )
     words_are_commands(arguments, COMMANDS)
+    commands_come_first(arguments, COMMANDS)
     frequent_slips(arguments)
     groups_take_names(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
@@ -233,9 +238,19 @@ def objective_of(folder: Path) -> float | None:
 # ------------------------------------------------------------------------------ subcommands
 
 
+class Arguments(argparse.ArgumentParser):
+    """What a subcommand takes; anything else is refused in a line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse what was typed."""
+        raise SettingError(
+            f"{self.prog.split()[-1]}: {one_line(message)}; {self.prog} --help shows what it takes"
+        )
+
+
 def report(arguments: list[str]) -> int:
     """`report [RUNS_DIR]`: tables and pictures again, from records alone."""
-    parser = argparse.ArgumentParser("anomaly-bench report", description=report.__doc__)
+    parser = Arguments("anomaly-bench report", description=report.__doc__)
     parser.add_argument("runs_dir", nargs="?", default="runs", type=Path, help="default: runs")
     parser.add_argument("--output", type=Path, help="folder of the report; default: RUNS_DIR/report")
     given = parser.parse_args(arguments)
@@ -249,7 +264,7 @@ def report(arguments: list[str]) -> int:
 
 def score(arguments: list[str]) -> int:
     """`score RUN_DIR FILES_OR_FOLDER`: a trained run on new files: score, verdict, percentile."""
-    parser = argparse.ArgumentParser("anomaly-bench score", description=score.__doc__)
+    parser = Arguments("anomaly-bench score", description=score.__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a finished run")
     parser.add_argument("files", nargs="+", type=Path, help="images, tables, or folders of them")
     parser.add_argument(
@@ -282,7 +297,9 @@ def score(arguments: list[str]) -> int:
     check_spared("--maps", given.maps, [given.run_dir, *given.files])
     from anomaly_bench.record import csv_text, write_csv, write_json
     from anomaly_bench.score import score_files
+    from anomaly_bench.training.device import pick_device
 
+    pick_device(given.device, "--device ")
     scored = score_files(given.run_dir, given.files, given.device, given.threshold, given.maps, given.allow)
     table = scored.table
     if given.output is None:
@@ -311,7 +328,7 @@ def check_spared(option: str, place: Path | None, spared: Sequence[Path]) -> Non
 
 def export(arguments: list[str]) -> int:
     """`export RUN_DIR`: a trained run as one file, which scores without this package."""
-    parser = argparse.ArgumentParser("anomaly-bench export", description=export.__doc__)
+    parser = Arguments("anomaly-bench export", description=export.__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a finished run")
     parser.add_argument(
         "--format", required=True, choices=["onnx", "torch"], help="of ONNX, or torch.export's"
@@ -330,7 +347,7 @@ def export(arguments: list[str]) -> int:
 
 def recommend(arguments: list[str]) -> int:
     """`recommend data=folder data.root=FOLDER`: a short race of a few methods on your data, ranked."""
-    parser = argparse.ArgumentParser("anomaly-bench recommend", description=recommend.__doc__)
+    parser = Arguments("anomaly-bench recommend", description=recommend.__doc__)
     parser.add_argument("settings", nargs="*", help="as for a run; model=a,b names the methods")
     parser.add_argument("--minutes", type=float, default=5.0, help="bound of the whole race; default: 5")
     given = parser.parse_intermixed_args(arguments)
@@ -342,24 +359,40 @@ def recommend(arguments: list[str]) -> int:
 
 def list_choices(arguments: list[str]) -> int:
     """`list [models|data|protocols|experiments]`: what there is, a line each."""
-    parser = argparse.ArgumentParser("anomaly-bench list", description=list_choices.__doc__)
+    parser = Arguments("anomaly-bench list", description=list_choices.__doc__)
     parser.add_argument("what", nargs="?", choices=sorted(GROUPS), help="default: all")
+    parser.add_argument("--config-dir", metavar="DIR", type=Path, help="folder of configs of your own")
     given = parser.parse_args(arguments)
+    own = given.config_dir
+    if own is not None and not own.is_dir():
+        raise SettingError(f"--config-dir {own}: there is no such folder")
     for title, group in GROUPS.items():
-        choices = sorted((CONFIGS / group).glob("*.yaml"))
+        places = [place / group for place in (own, CONFIGS) if place is not None]
+        choices = {path.stem: path for place in places for path in place.glob("*.yaml")}
         if given.what not in (None, title) or not choices:
             continue
         if given.what is None:
             print(title)
-        for path in choices:
-            print(f"  {path.stem:<26}{headline(path)}")
+        for name, path in sorted(choices.items()):
+            print(f"  {name:<26}{headline(path)}")
     return 0
 
 
 def headline(path: Path) -> str:
-    """The first comment of a config, which says what it is; Hydra's own `# @package` stands above it."""
-    with path.open(encoding="utf-8") as lines:
-        return next((line.lstrip("# ").rstrip() for line in lines if re.match("# [^@]", line)), "")
+    """The first line of a config's first comment, which says what it is, to the end of its last sentence.
+
+    Hydra's own `# @package` stands above it.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    first = next((number for number, line in enumerate(lines) if re.match("# [^@]", line)), len(lines))
+    said = ""
+    for line in itertools.takewhile(lambda line: line.startswith("# "), lines[first:]):
+        text = line.lstrip("# ").rstrip()
+        if not said:
+            said = text
+        elif not said.endswith("."):
+            said += " " + re.split(r"(?<=\.) ", text)[0]
+    return said
 
 
 COMMANDS = {"report": report, "score": score, "export": export, "recommend": recommend, "list": list_choices}

@@ -41,6 +41,9 @@ LADDER = (1, 4, 16, 64, 256)
 FITS = 0.7
 """Part of its time that a run is expected to take at most, since what is expected is no more than that."""
 
+STOPPED, NOT_BEGUN = "stopped after", "not begun"
+"""What is said of a run that has met the bound of its time, and of one that had none."""
+
 OURS = ("evaluation", "experiment", "trainer.max_epochs", "trainer.epoch_scale")
 """Settings that the race decides itself: nothing may be learned from the test rows."""
 
@@ -118,7 +121,7 @@ class Judge:
         try:
             return worker.ask(what, of)
         except WorkerDiedError as death:
-            said = f"stopped after {seconds:.0f} s" if gone.is_set() else str(death)
+            said = f"{STOPPED} {seconds:.0f} s" if gone.is_set() else str(death)
             gone.set()
             return {"error": said}
         finally:
@@ -158,21 +161,33 @@ def recommend(overrides: Sequence[str], minutes: float) -> str:
         log.info("reading the data")
         facts = asked.ask("look", common, clock.left)
         if "error" in facts:
-            raise SettingError(facts["error"])
+            late = facts["error"].startswith(STOPPED)
+            raise (
+                unfinished(minutes, f"reading the data: {facts['error']}")
+                if late
+                else SettingError(facts["error"])
+            )
         methods = given["model"].split(",") if "model" in given else ROWS if facts["rows"] else IMAGES
         seeds = [seed] if facts["anomalies"] else [seed, seed + 1]
         entries = [Entry(method) for method in methods]
         race(asked, entries, common, seeds, made_up=not facts["anomalies"], clock=clock)
     finished = [entry for entry in entries if entry.folders]
     if not finished:
-        why = "; ".join(f"{entry.method}: {entry.error or 'not begun'}" for entry in entries)
-        raise SettingError(f"--minutes {minutes:g}: no method has finished ({why})")
+        why = "; ".join(f"{entry.method}: {entry.error or NOT_BEGUN}" for entry in entries)
+        raise unfinished(minutes, why)
     ranked = by_halves(finished, seed) if facts["anomalies"] else by_margin(finished)
     lines = [
         f"left out: {entry.method}: {entry.error or 'no time left'}" for entry in entries if not entry.folders
     ]
     stopped = [f"{e.method}: with more epochs: {e.error}" for e in entries if e.folders and e.error]
     return "\n".join([*ranked, *lines, *stopped, f"{clock}"])
+
+
+def unfinished(minutes: float, why: str) -> SettingError:
+    """The error of a race that no method has finished."""
+    late = STOPPED in why or NOT_BEGUN in why
+    more = "; more minutes are needed" if late else ""
+    return SettingError(f"--minutes {minutes:g}: no method has finished ({why}){more}")
 
 
 @contextlib.contextmanager

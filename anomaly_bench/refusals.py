@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from anomaly_bench.errors import SettingError
@@ -58,6 +59,13 @@ def words_are_commands(arguments: Sequence[str], commands: Iterable[str]) -> Non
         raise SettingError(
             f"{word}: there is no such command; there are {', '.join(sorted(commands))}; settings are written KEY=VALUE"
         )
+
+
+def commands_come_first(arguments: Sequence[str], commands: Iterable[str]) -> None:
+    """Refuse `--config-dir mine score RUN`, where Hydra would see settings."""
+    for before, word in pairwise(arguments):
+        if word in commands and not before.startswith("-"):
+            raise SettingError(f"{word}: a command comes first, before its options: anomaly-bench {word} ...")
 
 
 def groups_take_names(arguments: Sequence[str]) -> None:
@@ -132,6 +140,8 @@ def explained(error: Exception, arguments: Sequence[str]) -> str | None:
             f"{error.override}: cannot be read; a value with other signs than a to z, digits and _ . / - needs "
             f"quotes within quotes, as in {QUOTED}"
         )
+    if ambiguous := re.match(r"Ambiguous value for argument '(.+?)'\n", str(error)):
+        return f"{ambiguous[1]}: several values are a sweep, which needs -m; one list is written [A,B]"
     if isinstance(error, InstantiationException):
         return one_line(error)
     if missing := re.search(

@@ -1,5 +1,6 @@
 """What the configs of a run name by `_target_`: found, held against what it takes, and built."""
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -18,9 +19,10 @@ def check_group(group: str, config: Any) -> None:
     """Refuse what the target of the group `data`, `protocol` or `tracker` cannot take."""
     if not isinstance(config, DictConfig) or "_target_" not in config:
         raise SettingError(f"{group}={config}: a config with a _target_ is needed")
-    if not callable(found := located(str(config["_target_"]))):
-        raise SettingError(f"{group}._target_={config['_target_']}: there is no such function")
-    check_arguments(group, plain_part(config), found)
+    typed = f"{group}._target_={(target := config['_target_'])}"
+    if not callable(found := imported(str(target), typed)):
+        raise SettingError(f"{typed}: there is no such function")
+    check_arguments(group, plain_part(config), found, sources(config))
 
 
 def check_targets(model: Any, packages: Sequence[str] | None = None, group: str = "model") -> None:
@@ -51,11 +53,11 @@ def check_targets(model: Any, packages: Sequence[str] | None = None, group: str 
             f"{typed}: a run's folder may name methods of {', '.join(packages)} only; to let it name one of "
             f"your own, add --allow {target.partition('.')[0]}"
         )
-    if not (isinstance(found := located(target), type) and issubclass(found, Detector)):
+    if not (isinstance(found := imported(target, typed), type) and issubclass(found, Detector)):
         raise SettingError(f"{typed}: not a Detector of this or an installed package")
     if lacking := sorted(found.__abstractmethods__):
         raise SettingError(f"{typed}: it lacks {', '.join(lacking)}")
-    check_arguments(group, plain_part(model), found)
+    check_arguments(group, plain_part(model), found, sources(model))
 
 
 def declares(model: Any, name: str) -> bool:
@@ -103,6 +105,40 @@ def located(target: str) -> Any:
         return getattr(import_module(module), name, None)
     except (ImportError, ValueError, TypeError):  # TypeError of names that begin with a point
         return None
+
+
+def imported(target: str, typed: str) -> Any:
+    """What a dotted path names; refuses, as `typed`, one that names nothing, or whose module fails.
+
+    Raises:
+        SettingError: saying whether the package, the name, or something that the module needs is not there.
+    """
+    module, _, name = target.rpartition(".")
+    package = module.partition(".")[0]
+    if not (module and all(part.isidentifier() for part in target.split("."))):
+        raise SettingError(f"{typed}: a path such as package.module.Name is needed")
+    try:
+        found = import_module(module)
+    except Exception as error:  # a module of the user's own may raise anything
+        lacking = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+        why = f"importing {module} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if lacking == package:
+            why = f"no package {package}: set PYTHONPATH or install it"
+        elif f"{module}.".startswith(f"{lacking}."):
+            parent, _, missing = lacking.rpartition(".")
+            why = f"{parent} has no {missing}"
+        raise SettingError(f"{typed}: {why}") from error
+    if not hasattr(found, name):
+        raise SettingError(f"{typed}: {module} has no {name}")
+    return getattr(found, name)
+
+
+def sources(config: DictConfig) -> dict[str, str]:
+    """Names in a config whose value is that of another setting, `${abnormal_class}`, and which one."""
+    values = OmegaConf.to_container(config)
+    assert isinstance(values, dict)
+    found = {str(name): re.fullmatch(r"\$\{(\w+)\}", str(value)) for name, value in values.items()}
+    return {name: match[1] for name, match in found.items() if match}
 
 
 def plain_part(config: DictConfig) -> dict[str, Any]:

@@ -419,7 +419,7 @@ def test_tables_are_trained_on_and_scored_again(bench):
     settings = ["model=ocsvm", "model.pca=null", "data=table", "data.root=people.csv", "data.label=kind"]
     code, _, err = bench(*settings)
     assert code == 0
-    assert "1 missing numbers in 1 of 4 columns" in err
+    assert "1 missing numbers in 1 of 3 columns" in err
     run = only_run()
     assert run.name.startswith("table-tabular_half-ocsvm-normal-a-seed0-")
     figures, facts = read(run / "metrics.json"), read(run / "run.json")
@@ -488,8 +488,38 @@ def test_list_and_help_say_what_there_is(bench):
     assert "@package" not in bench("list", "experiments")[1]
     code, out, _ = bench("--help")
     assert code == 0
-    for word in ("anomaly-bench report", "abnormal_class", "trainer.max_epochs", "n_jobs", "model: aae"):
+    for word in (
+        "anomaly-bench report",
+        "anomaly-bench export",
+        "abnormal_class",
+        "trainer.max_epochs",
+        "n_jobs",
+        "model: aae",
+    ):
         assert word in out
+
+
+def test_list_breaks_no_sentence_off(bench):
+    _, out, _ = bench("list", "data")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert [name for name, line in lines.items() if not line.endswith(".")] == []
+    assert lines["cifar100"].endswith("A. Krizhevsky, 2009; no licence is stated.")
+
+
+def test_list_has_a_users_own_too(bench, tmp_path):
+    (tmp_path / "mine/model").mkdir(parents=True)
+    (tmp_path / "mine/model/shallow.yaml").write_text("# A shallow autoencoder.\n")
+    (tmp_path / "mine/model/ae.yaml").write_text("# Never found, as ours come first.\n")
+    for arguments in (
+        ["--config-dir", "mine", "list", "models"],
+        ["-cd", "mine", "list", "models"],
+        ["list", "models", "--config-dir", "mine"],
+    ):
+        code, out, err = bench(*arguments)
+        assert (code, err) == (0, "")
+        assert re.search("^  shallow +A shallow autoencoder.$", out, re.MULTILINE)
+        assert "\n  ganomaly " in out
+        assert "Never found" not in out
 
 
 def test_killed_in_the_middle_the_same_command_resumes_to_the_same_bits(tmp_path):
@@ -593,6 +623,24 @@ def test_a_method_with_a_rule_of_its_own_calls_rows_by_it(bench):
         ),
         (["runs_dir=", "model=ocsvm"], "runs_dir=: a folder is needed"),
         (["-m", "runs_dir=", "model=ocsvm,knn"], "runs_dir=: a folder is needed"),
+        (["score", "RUN"], "score: the following arguments are required: files"),
+        (
+            ["export", "RUN", "--format", "foo"],
+            "export: argument --format: invalid choice: 'foo' (choose from",
+        ),
+        (["list", "foo"], "list: argument what: invalid choice: 'foo' (choose from"),
+        (["list", "models", "--config-dir", "none"], "--config-dir none: there is no such folder"),
+        (["recommend", "--minutes", "abc"], "recommend: argument --minutes: invalid float value: 'abc'"),
+        (["report", "--foo\nbar"], "report: unrecognized arguments: --foo bar"),
+        (["--config-dir", "mine", "score", "RUN"], "score: a command comes first, before its options"),
+        (
+            ["score", ".", "a.png", "--device", "foo"],
+            "--device foo: not on this machine; allowed here: auto, cpu",
+        ),
+        (
+            ["tracker=tensorboard,mlflow"],
+            "tracker=tensorboard,mlflow: several values are a sweep, which needs -m",
+        ),
     ],
 )
 def test_slips_are_refused_in_a_line(bench, arguments, said):

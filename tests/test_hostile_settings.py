@@ -148,7 +148,11 @@ def test_what_is_of_a_type(value, hint, fits):
         ("trainer.device=[1]", ["bench: trainer.device=[1]: a text is needed"]),
         ("data.std=0", ["data.std=0", "above 0"]),
         ("data.mean=nan", ["data.mean=nan", "a finite number"]),
-        ("data.image_size=true", ["data.image_size=True", "whole number"]),
+        *(
+            (f"data.image_size={typed}", [f"data.image_size={read}: must be a whole number from 1 to 4096, or null"])
+            for typed, read in (("true", "True"), ("-3", "-3"), ("0", "0"), ("abc", "abc"), ("4097", "4097"))
+        ),
+        ("abnormal_class=-1", ["bench: abnormal_class=-1: must be"]),
         ("protocol.train_share=half", ["protocol.train_share=half", "a finite number"]),
         ("trainer.epoch_scale=inf", ["trainer.epoch_scale=inf", "at most"]),
         ("trainer.max_epochs=99999999999999999999999", ["trainer.max_epochs", "at most 2147483647"]),
@@ -159,7 +163,7 @@ def test_what_is_of_a_type(value, hint, fits):
         ("+model.unheard=1", ["model.unheard=1", "no such setting", "lr"]),
         ("+model.lr.deep=1", ["model.lr"]),
         ("model._target_=os.system", ["model._target_=os.system", "not a Detector"]),
-        ("data._target_=no.where", ["data._target_=no.where", "no such function"]),
+        ("data._target_=no.where", ["data._target_=no.where", "no package no"]),
         ("~model._target_", ["model._target_", "a Detector is needed"]),
         ("runs_dir='a\0b'", ["runs_dir"]),
         ("runs_dir=taken/below", ["runs_dir", "taken"]),

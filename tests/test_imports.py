@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "overlays": {"record"},
     "rows": {"errors"},
     "metrics": {"errors"},
-    "data": {"data", "errors", "machine"},
+    "data": {"arguments", "data", "errors", "machine"},
     "protocols": {"data", "errors"},
     "validation": {"data", "protocols", "errors"},
     "networks": {"networks", "errors"},

@@ -287,3 +287,30 @@ def test_anomalies_are_made_of_held_out_rows(shape, parts):
     assert (held != new).flatten(1).any(1).float().mean() > 0.9
     assert set(new.flatten().tolist()) <= set(held.flatten().tolist())
     assert torch.equal(made_up.load(of, "mine").x, made.x)
+
+
+def test_too_little_time_is_said_as_that(typed, monkeypatch):
+    answers = iter([{"rows": True, "anomalies": True}])
+
+    def ask(self, what, of, seconds):
+        time.sleep(max(0, seconds) + 0.01)
+        return next(answers, {"error": f"stopped after {seconds:.0f} s"})
+
+    monkeypatch.setattr(race.Judge, "ask", ask)
+    code, _, err = typed("model=ae,knn", "--minutes", "0.001")
+    assert code == 2
+    assert "--minutes 0.001: no method has finished (" in err
+    assert "more minutes are needed" in err
+    code, _, err = typed("--minutes", "0.001")
+    assert code == 2
+    assert "--minutes 0.001: no method has finished (reading the data: stopped after 0 s)" in err
+    assert "more minutes are needed" in err
+
+
+def test_methods_that_all_fail_are_not_said_to_need_time(typed, monkeypatch):
+    answers = iter([{"rows": True, "anomalies": True}])
+    monkeypatch.setattr(
+        race.Judge, "ask", lambda *_: next(answers, {"error": "model.lr=-1: must be above 0"})
+    )
+    code, _, err = typed("model=ae", "--minutes", "1")
+    assert (code, "more minutes" in err) == (2, False)

@@ -190,7 +190,7 @@ def said(classes: np.ndarray, official_train: np.ndarray, class_names: Sequence[
     parts = []
     for part, rows in (("train", official_train), ("test", ~official_train)):
         numbers = np.bincount(classes[rows], minlength=len(class_names))
-        of_class = [f"{number} {name!a}" for number, name in zip(numbers, class_names, strict=True) if number]
+        of_class = [f"{number} {name!r}" for number, name in zip(numbers, class_names, strict=True) if number]
         parts.append(f"{part} {', '.join(of_class)}")
     return "; ".join(parts)
 
@@ -332,7 +332,7 @@ def threads(paths: Sequence[str]) -> ThreadPoolExecutor:
 
 def unreadable(failures: Sequence[tuple[str, str]], n_files: int) -> SettingError:
     """The error that names files which cannot be decoded, and why."""
-    first = "; ".join(f"{path!a} ({reason})" for path, reason in failures[:3])
+    first = "; ".join(f"{path!r} ({reason})" for path, reason in failures[:3])
     more = "; ..." if len(failures) > 3 else ""
     return SettingError(
         f"{len(failures)} of {n_files} image files cannot be read: {first}{more}. Remove or repair them"

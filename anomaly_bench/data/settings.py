@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from anomaly_bench.arguments import PIXELS
 from anomaly_bench.errors import SettingError
 
 LOG = logging.getLogger("anomaly_bench")
@@ -44,7 +45,7 @@ def within(files: Iterable[Path], *folders: Path) -> list[Path]:
     if outside:
         LOG.warning(
             "%d links lead out of %s and are left out, the first is %s",
-            *(len(outside), ascii(str(folders[0])), ascii(str(outside[0]))),
+            *(len(outside), repr(str(folders[0])), repr(str(outside[0]))),
         )
     return kept
 
@@ -52,7 +53,7 @@ def within(files: Iterable[Path], *folders: Path) -> list[Path]:
 def check_image_size(image_size: int | None) -> None:
     """Refuse an `image_size` that is neither null nor a number of pixels."""
     if image_size is not None and not (type(image_size) is int and 1 <= image_size <= 4096):
-        raise SettingError(f"data.image_size={image_size}: allowed are 1 to 4096 pixels, or null")
+        raise SettingError(f"data.image_size={image_size}: must be {PIXELS}")
 
 
 def kept_rows(classes: np.ndarray, official_train: np.ndarray, limit: int | None) -> np.ndarray:

@@ -69,7 +69,7 @@ def load(
     kept = spread_rows(len(x), limit)
     x = x[torch.from_numpy(kept)]
     class_names, classes = named_classes(labels[kept], path)
-    say_what_is_missing(x, path)
+    say_what_is_missing(x, columns, path)
     return Dataset(
         name=name,
         x=x,
@@ -305,14 +305,21 @@ def spread_rows(n: int, limit: int | None) -> np.ndarray:
     return np.linspace(0, n - 1, min(limit, n)).round().astype(np.int64)
 
 
-def say_what_is_missing(x: Tensor, path: Path) -> None:
-    """A notice of missing numbers and what becomes of them."""
-    gaps = x.isnan()
-    if gaps.any():
-        LOG.warning(
-            "%s: %d missing numbers in %d of %d columns: each becomes the median of its column's training rows",
-            *(path, int(gaps.sum()), int(gaps.any(0).sum()), x.shape[1]),
-        )
+def say_what_is_missing(x: Tensor, columns: Sequence[Column], path: Path) -> None:
+    """Notices of missing numbers and categories, and what becomes of them."""
+    parts = x.split([len(column.categories or (0,)) for column in columns], dim=1)
+    pairs = list(zip(columns, parts, strict=True))
+    numbers = [int(part.isnan().sum()) for column, part in pairs if column.categories is None]
+    categories = [int((part == 0).all(1).sum()) for column, part in pairs if column.categories is not None]
+    for what, gaps, becomes in (
+        ("numbers", numbers, "the median of its column's training rows"),
+        ("categories", categories, "0 in every category of its column"),
+    ):
+        if any(gaps):
+            LOG.warning(
+                "%s: %d missing %s in %d of %d columns: each becomes %s",
+                *(path, sum(gaps), what, sum(gap > 0 for gap in gaps), len(columns), becomes),
+            )
 
 
 def say_what_collapses(columns: Mapping[str, np.ndarray], path: Path) -> None:

@@ -56,6 +56,7 @@ from anomaly_bench.detector import Batch, Detector, Explanation, RMSProp, Rows, 
 from anomaly_bench.errors import SettingError
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.dcgan import dcgan_init
+from anomaly_bench.networks.shapes import check_images
 
 
 def halved(side: int, times: int) -> int:
@@ -141,8 +142,7 @@ class ALOCC(Detector):
         epochs: int = 40,
     ) -> None:
         super().__init__()
-        if len(shape) != 3:
-            raise SettingError(f"model: a convolutional network needs images, found rows of shape {shape}")
+        check_images(shape)
         if score not in ("refined", "plain"):
             raise SettingError(f"model.score={score}: allowed are refined, plain")
         if refiner_steps < 1:

@@ -54,6 +54,7 @@ from torch.nn.functional import mse_loss
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.losses import bce
+from anomaly_bench.networks.shapes import check_images
 
 
 class Generator(nn.Sequential):
@@ -231,8 +232,7 @@ class OGNet(Detector):
 
 def check_shape(shape: tuple[int, ...]) -> None:
     """Refuse what the unpadded convolutions leave nothing of."""
-    if len(shape) != 3:
-        raise SettingError(f"model: a convolutional network needs images, found rows of shape {shape}")
+    check_images(shape)
     if min(shape[1:]) < 17:
         raise SettingError(
             f"data.image_size: found images of {shape[1]} x {shape[2]}; this network takes sides of 17 pixels or more"

@@ -5,12 +5,12 @@ import math
 from torch import Tensor, nn
 
 from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.shapes import check_images
 
 
 def stages_for(shape: tuple[int, ...]) -> int:
     """How many stride-2 stages images `(C, H, W)` get: three up to 63 pixels, one more from 64 on."""
-    if len(shape) != 3:
-        raise SettingError(f"model: a convolutional network needs images, found rows of shape {shape}")
+    check_images(shape)
     stages = 3 if min(shape[1:]) < 64 else 4
     step = 2**stages
     if any(side % step for side in shape[1:]):

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.shapes import check_images
 
 
 def dcgan_init(module: nn.Module) -> None:
@@ -33,8 +34,7 @@ def reinitialised(network: nn.Module, fresh: nn.Module, collapsed: Tensor) -> Te
 
 def check_dcgan_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """Channels and size of square images whose side is 16 times a power of two; anything else is a SettingError."""
-    if len(shape) != 3:
-        raise SettingError(f"model: a convolutional network needs images, found rows of shape {shape}")
+    check_images(shape)
     channels, height, width = shape
     if height != width or height % 16 or (height // 16) & (height // 16 - 1):
         raise SettingError(
@@ -98,8 +98,7 @@ def pixel_rows(x: Tensor) -> Tensor:
 
 def check_multiple(shape: tuple[int, ...], step: int) -> tuple[int, int, int]:
     """`shape` of images `(C, H, W)` whose sides are multiples of `step`; anything else is a SettingError."""
-    if len(shape) != 3:
-        raise SettingError(f"model: a convolutional network needs images, found rows of shape {shape}")
+    check_images(shape)
     channels, height, width = shape
     if height % step or width % step:
         raise SettingError(

@@ -9,8 +9,13 @@ from anomaly_bench.errors import SettingError
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
-def pick_device(wanted: str) -> torch.device:
-    """The device of `trainer.device=auto|cpu|cuda[:i]|mps`; one that is not there is a SettingError."""
+def pick_device(wanted: str, setting: str = "trainer.device=") -> torch.device:
+    """The device of `trainer.device=auto|cpu|cuda[:i]|mps`; one that is not there is a SettingError.
+
+    Args:
+        wanted: its name.
+        setting: how the setting is typed, before the name.
+    """
     found = available_devices()
     if wanted == "auto":
         return torch.device(found[-1] if len(found) == 1 else found[1])
@@ -18,9 +23,7 @@ def pick_device(wanted: str) -> torch.device:
         return torch.device("cuda:0")
     if wanted in found:
         return torch.device(wanted)
-    raise SettingError(
-        f"trainer.device={wanted}: not on this machine; allowed here: auto, {', '.join(found)}"
-    )
+    raise SettingError(f"{setting}{wanted}: not on this machine; allowed here: auto, {', '.join(found)}")
 
 
 def available_devices() -> list[str]:

@@ -505,3 +505,18 @@ def test_many_files_are_listed_once_each(tmp_path):
     data = folder.load(root=tmp_path, image_size=1)
     expected = [number % 251 for number in range(2 * folder.CHUNK + 3)] + [0]
     assert data.x.ravel().tolist() == expected
+
+
+def test_names_are_said_with_their_letters_and_without_control_characters(tmp_path, draw, caplog):
+    caplog.set_level(logging.INFO, "anomaly_bench")
+    for kind in ("nägel", "日本", "a\nb", "\udcff", "\u202eevil"):
+        draw(tmp_path / f"train/{kind}/0.png", 1)
+        draw(tmp_path / f"test/{kind}/0.png", 1)
+    folder.load(root=tmp_path, image_size=8)
+    assert r"'nägel'" in caplog.text
+    assert r"'日本'" in caplog.text
+    for escaped in (r"'a\nb'", r"'\udcff'", r"'\u202eevil'"):
+        assert escaped in caplog.text
+    (tmp_path / "test/nägel/0.png").write_bytes(b"no image")
+    with pytest.raises(SettingError, match=r"test/nägel/0\.png'"):
+        folder.load(root=tmp_path, image_size=8)

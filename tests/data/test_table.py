@@ -43,7 +43,16 @@ def test_columns_of_any_kind(tmp_path, suffix, caplog):
     )
     assert (data.class_names, data.classes.tolist()) == (("ok", "fraud"), [0, 0, 1, 0, 1])
     assert data.source == f"file people{suffix}"
-    assert "1 missing numbers in 1 of 4 columns: each becomes the median" in caplog.text
+    assert "1 missing numbers in 1 of 3 columns: each becomes the median" in caplog.text
+    assert "1 missing categories in 1 of 3 columns: each becomes 0 in" in caplog.text
+
+
+def test_missing_categories_are_said_too(tmp_path, caplog):
+    frame = pd.DataFrame({"colour": ["red", None, "blue", None], "size": [1, 2, 3, 4], "kind": list("aaab")})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    table.load(root=tmp_path / "a.csv", label="kind")
+    assert "a.csv: 2 missing categories in 1 of 2 columns: " in caplog.text
+    assert "missing numbers" not in caplog.text
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".npz"])
