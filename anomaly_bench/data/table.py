@@ -261,7 +261,7 @@ def encoded(frame: pd.DataFrame, columns: Sequence[Column], path: Path) -> Tenso
         return numbers(np.concatenate([part.astype(np.float32) for part in parts], axis=1), path)
 
 
-def as_numbers(values: pd.Series) -> np.ndarray:
+def as_numbers(values: Any) -> np.ndarray:
     """A column as float64, NaN where a number is missing."""
     column: Any = pd.to_numeric(values)
     return column.to_numpy(np.float64, na_value=np.nan)
