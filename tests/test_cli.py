@@ -717,9 +717,9 @@ def test_what_is_typed_for_scoring_comes_to_it(bench, monkeypatch, output):
 
     monkeypatch.setattr("anomaly_bench.score.score_files", scored)
     given = ["score", "run", "a.csv", "--output", output, "--threshold", "max_train", "--maps", "maps"]
-    more = ["--device", "cuda:1", "--allow", "mine", "--allow", "yours", "--fail-on-anomaly"]
+    more = ["--device", "cpu", "--allow", "mine", "--allow", "yours", "--fail-on-anomaly"]
     code, out, _ = bench(*given, *more)
-    assert asked == [(Path("run"), [Path("a.csv")], "cuda:1", "max_train", Path("maps"), ["mine", "yours"])]
+    assert asked == [(Path("run"), [Path("a.csv")], "cpu", "max_train", Path("maps"), ["mine", "yours"])]
     assert (code, out) == (cli.FOUND, f"{output}: 2 rows, 1 of them anomalous, above 0.5 (a rule)\n")
     text = Path(output).read_text()
     assert text.startswith("row,score\n") if output == "new.CSV" else json.loads(text)["threshold"] == 0.5

@@ -195,10 +195,10 @@ def test_a_class_that_no_protocol_asks_for_is_refused_where_it_stands_alone(type
 
 def test_the_ends_of_what_an_evaluation_may_have():
     for size, quantile in ((1, 0), (MOST, 1)):
-        check_evaluation({"batch_size": size, "quantile": quantile})
+        check_evaluation({"batch_norm": "eval", "batch_size": size, "quantile": quantile})
     for size, quantile in ((0, 0.5), (MOST + 1, 0.5), (1, -1e-9), (1, 1 + 1e-9)):
         with pytest.raises(SettingError):
-            check_evaluation({"batch_size": size, "quantile": quantile})
+            check_evaluation({"batch_norm": "eval", "batch_size": size, "quantile": quantile})
 
 
 def test_settings_are_composed_within_a_program_of_hydra_too():

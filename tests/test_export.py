@@ -337,7 +337,8 @@ def toy_run(name: str) -> Trained:
     detector, train = case.fresh(), case.toy.train
     scaler = None if train.dtype == torch.uint8 else fit_scaler(train, "minmax")
     leave_untrained(detector, FULL.rows(scaler(train) if scaler else train, 0.5, 0.5))
-    run = {"model": name, "shape": list(train.shape[1:]), "versions": {"anomaly-bench": "0"}}
+    facts = {"versions": {"anomaly-bench": "0"}, "precision": "fp32"}
+    run = {"model": name, "shape": list(train.shape[1:])} | facts
     values = {"data": {}, "evaluation": {"batch_norm": "eval"}}
     return Trained(detector.eval(), FULL, scaler, values, run, {"threshold": 0.0})
 
