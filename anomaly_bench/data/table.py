@@ -9,7 +9,7 @@ rows are scaled.
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,8 @@ def of_frame(
     columns = tuple(column_of(name, values, path) for name, values in frame.items() if name != label)
     x = encoded(frame, columns, path)
     counted = [column.name for column in columns if column.categories is None]
-    say_what_collapses({name: as_numbers(frame[name]) for name in counted}, path)
+    if counted:
+        say_what_collapses(counted, np.column_stack([as_numbers(frame[name]) for name in counted]), path)
     return x, columns, frame[label].to_numpy()
 
 
@@ -208,7 +209,7 @@ def of_arrays(
     names = arrays.get("columns", np.array([f"x{number}" for number in range(x.shape[1])]))
     if names.shape != (x.shape[1],):
         raise SettingError(f"{path}: X has {x.shape[1]} columns, and {names.size} names for them")
-    say_what_collapses(dict(zip(map(str, names), x.T, strict=True)), path)
+    say_what_collapses([str(name) for name in names], x, path)
     return numbers(x, path), tuple(Column(str(name)) for name in names), arrays[label].ravel()
 
 
@@ -307,39 +308,46 @@ def spread_rows(n: int, limit: int | None) -> np.ndarray:
 
 def say_what_is_missing(x: Tensor, columns: Sequence[Column], path: Path) -> None:
     """Notices of missing numbers and categories, and what becomes of them."""
-    parts = x.split([len(column.categories or (0,)) for column in columns], dim=1)
-    pairs = list(zip(columns, parts, strict=True))
-    numbers = [int(part.isnan().sum()) for column, part in pairs if column.categories is None]
-    categories = [int((part == 0).all(1).sum()) for column, part in pairs if column.categories is not None]
-    for what, gaps, becomes in (
-        ("numbers", numbers, "the median of its column's training rows"),
-        ("categories", categories, "0 in every category of its column"),
+    gaps = x.isnan()
+    ends = np.cumsum([len(column.categories or (0,)) for column in columns])
+    encoded = [
+        (end, len(column.categories)) for column, end in zip(columns, ends, strict=True) if column.categories
+    ]
+    without = [int((x[:, end - width : end] == 0).all(1).sum()) for end, width in encoded]
+    for what, number, of, becomes in (
+        ("numbers", int(gaps.sum()), int(gaps.any(0).sum()), "the median of its column's training rows"),
+        ("categories", sum(without), sum(map(bool, without)), "0 in every category of its column"),
     ):
-        if any(gaps):
+        if number:
             LOG.warning(
                 "%s: %d missing %s in %d of %d columns: each becomes %s",
-                *(path, sum(gaps), what, sum(gap > 0 for gap in gaps), len(columns), becomes),
+                *(path, number, what, of, len(columns), becomes),
             )
 
 
-def say_what_collapses(columns: Mapping[str, np.ndarray], path: Path) -> None:
+def say_what_collapses(names: Sequence[str], x: np.ndarray, path: Path) -> None:
     """A notice of columns, such as times in seconds, whose different numbers are few or one in float32."""
-    collapsing = [name for name, values in columns.items() if collapses(values)]
-    if collapsing:
+    found = [names[number] for number in narrow(x).tolist() if collapses(x[:, number])]
+    if found:
         LOG.warning(
             "%s: columns %s: different numbers become equal in float32; subtract the smallest of each column",
-            *(path, some(collapsing)),
+            *(path, some(found)),
         )
 
 
+def narrow(x: np.ndarray) -> np.ndarray:
+    """The columns of `[N, D]`, not constant, between whose ends float32 has few numbers."""
+    if not len(x) or np.can_cast(x.dtype, np.float32):
+        return np.empty(0, int)
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = (ends.reduce(x, axis=0).astype(np.float64) for ends in (np.fmin, np.fmax))
+        steps = np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32))
+        return np.flatnonzero((high > low) & (high - low <= FEWEST_STEPS * steps))
+
+
 def collapses(values: np.ndarray) -> bool:
-    """Whether different numbers of a column become equal in float32, which has few between its ends."""
-    values = values[np.isfinite(values)].astype(np.float64)
-    largest = np.abs(values).max(initial=0.0)
-    if not len(values) or largest > np.finfo(np.float32).max:
-        return False
-    if np.ptp(values) > FEWEST_STEPS * np.spacing(np.float32(largest)):
-        return False
+    """Whether different numbers of a column become equal in float32."""
+    values = values[np.isfinite(values)]
     return len(np.unique(values.astype(np.float32))) < len(np.unique(values))
 
 
