@@ -327,7 +327,7 @@ def say_what_is_missing(x: Tensor, columns: Sequence[Column], path: Path) -> Non
 
 def say_what_collapses(names: Sequence[str], x: np.ndarray, path: Path) -> None:
     """A notice of columns, such as times in seconds, whose different numbers are few or one in float32."""
-    found = [names[number] for number in narrow(x).tolist() if collapses(x[:, number])]
+    found = [names[number] for number in narrow(x) if collapses(x[:, number])]
     if found:
         LOG.warning(
             "%s: columns %s: different numbers become equal in float32; subtract the smallest of each column",
@@ -335,14 +335,14 @@ def say_what_collapses(names: Sequence[str], x: np.ndarray, path: Path) -> None:
         )
 
 
-def narrow(x: np.ndarray) -> np.ndarray:
+def narrow(x: np.ndarray) -> list[int]:
     """The columns of `[N, D]`, not constant, between whose ends float32 has few numbers."""
     if not len(x) or np.can_cast(x.dtype, np.float32):
-        return np.empty(0, int)
+        return []
     with np.errstate(over="ignore", invalid="ignore"):
         low, high = (ends.reduce(x, axis=0).astype(np.float64) for ends in (np.fmin, np.fmax))
         steps = np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32))
-        return np.flatnonzero((high > low) & (high - low <= FEWEST_STEPS * steps))
+        return list(map(int, np.flatnonzero((high > low) & (high - low <= FEWEST_STEPS * steps))))
 
 
 def collapses(values: np.ndarray) -> bool:
