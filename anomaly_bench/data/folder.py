@@ -57,9 +57,7 @@ CACHE_VERSION = 1  # raised whenever decoding gives other pixels, so that older 
 DAY = 86_400  # seconds; a decoding that has written nothing for as long is dead
 CHUNK = 256  # files decoded as one piece of work, at most
 ENOUGH_FOR_PROCESSES = 20_000  # files; threads take seconds for fewer, about what processes take to start
-ENOUGH_FOR_THREADS = (
-    4_000  # bytes of a file; threads wait for each other over smaller ones, longer than these take
-)
+ENOUGH_FOR_THREADS = 4_000  # bytes of a file; over smaller ones threads mostly wait for each other
 
 
 class ClassFolder(NamedTuple):
