@@ -42,6 +42,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Tutorial": "tutorial.md"},
         {"Use": "use.md"},
         {"Results": "results.md"},
+        {"Findings": "findings.md"},
         {"Protocols and honest evaluation": "evaluation.md"},
         {"Methods": methods},
         {"Data sets": "data.md"},
@@ -68,6 +69,7 @@ def pages() -> dict[str, str]:
         "tutorial.md": tutorial(),
         "use.md": f"# Use\n\n{readme['Use']}\n## What a run leaves\n\n{readme['What a run leaves']}",
         "results.md": f"# Results\n\n{readme['Results']}\n## All of them\n\n{index_of_results()}",
+        "findings.md": findings(),
         "evaluation.md": evaluation(readme["Honest, and as published"]),
         "methods/index.md": f"# Methods\n\n{readme['Methods']}\n{links(models())}",
         "data.md": f"# Data sets\n\n{readme['Data sets']}",
@@ -89,11 +91,15 @@ def sections(path: Path) -> dict[str, str]:
     """The text below each `##` heading, that before the first under the empty name; no pictures, and links to files
     are plain text.
     """
-    text = re.sub(r"!\[[^\]]*\]\([^)]*\)\n", "", path.read_text(encoding="utf-8"))
-    text = re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"\1", text)
+    text = unlinked(re.sub(r"!\[[^\]]*\]\([^)]*\)\n", "", path.read_text(encoding="utf-8")))
     first, *rest = re.split(r"(?m)^## ", text)
     named = {title: body for title, _, body in (part.partition("\n\n") for part in rest)}
     return {"": first.partition("\n\n")[2]} | named
+
+
+def unlinked(text: str) -> str:
+    """Markdown in which links to files are plain text."""
+    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"\1", text)
 
 
 def tutorial() -> str:
@@ -112,6 +118,11 @@ def index_of_results() -> str:
     """The table of `results/README.md`."""
     text = (CHECKOUT / "results" / "README.md").read_text(encoding="utf-8")
     return re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text.partition("-->\n")[2])
+
+
+def findings() -> str:
+    """`docs/findings.md`, its links to records plain text."""
+    return unlinked((CHECKOUT / "docs" / "findings.md").read_text(encoding="utf-8"))
 
 
 def evaluation(text: str) -> str:

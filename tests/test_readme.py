@@ -119,6 +119,13 @@ def test_tables_name_what_there_is(group):
     }
 
 
+def test_the_findings_link_to_what_is_there():
+    docs = CHECKOUT / "docs"
+    links = re.findall(r"\]\(([^)]+)\)", (docs / "findings.md").read_text(encoding="utf-8"))
+    assert len(links) > 20
+    assert [link for link in links if not (docs / link).exists()] == []
+
+
 def test_files_named_are_there():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     scripts = re.findall(r"scripts/\w+\.py", README)

@@ -15,6 +15,7 @@ from anomaly_bench.record import read_json, read_records
 
 RESULTS = Path(__file__).parent.parent / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/records"))
+FINDINGS = RESULTS.parent / "docs" / "findings.md"
 PUBLISH = runpy.run_path(str(RESULTS.parent / "scripts/publish.py"))
 
 
@@ -97,10 +98,37 @@ def test_the_readme_shows_tables_that_the_records_give():
     assert [line for line in rows if line not in readme] == []
 
 
-def test_the_readme_has_the_gans_as_the_records_give_them():
-    def short(value: float) -> str:
-        return f"{value:.3f}".removeprefix("0")
+def short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
 
+
+@pytest.mark.parametrize(
+    ("start", "folder", "method", "variant"),
+    [
+        ("[GANomaly on MNIST](", "ganomaly_mnist_full_length", "GANomaly", ""),
+        ("[Deep SVDD on MNIST](", "deep_svdd_mnist", "one-class Deep SVDD", ""),
+        ("[Deep SVDD on CIFAR-10](", "deep_svdd_cifar10_jpeg", "one-class Deep SVDD", "data.limit=2500"),
+        ("[GeoTrans on", "geotrans_cifar10_jpeg", "GeoTrans", "data.limit=5000, model.widen_factor=2"),
+        ("[DAGMM on arrhythmia](", "dagmm_arrhythmia", "DAGMM", ""),
+        ("[DAGMM on thyroid](", "dagmm_thyroid", "DAGMM", ""),
+        ("the same, the mixture after the autoencoder (PAE-GMM) |", "dagmm_thyroid", "PAE-GMM", ""),
+        ("[DAGMM on KDD Cup 1999](", "dagmm_kddcup99", "DAGMM", ""),
+        ("[DAGMM on KDD Cup 1999, reversed](", "dagmm_kddcup99_rev", "DAGMM", ""),
+        ("the same, an autoencoder alone (PAE) |", "dagmm_kddcup99_rev", "PAE", ""),
+    ],
+)
+def test_the_readme_s_summary_is_what_the_records_give(start, folder, method, variant):
+    frame = pd.read_csv(RESULTS / folder / "paper.csv").dropna(subset="mean")
+    wanted = frame["variant"] == variant if variant else frame["variant"].isna()
+    frame = frame[(frame["method"] == method) & wanted]
+    (own,) = frame[(frame["class"] == "mean") | (frame["metric"] == "f1")].itertuples()
+    readme = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    (line,) = [line for line in readme.splitlines() if line.startswith(f"| {start}")]
+    assert "](" not in line or f"](results/{folder})" in line
+    assert line.endswith(f" | {short(own.printed)} | {short(own.mean)} | {short(own.untrained_mean)} |")
+
+
+def test_the_findings_have_the_gans_as_the_records_give_them():
     frame = pd.read_csv(RESULTS / "gans_mnist" / "table.csv", dtype={"class": str})
     lines = []
     for model, own in frame[frame["class"] != "mean"].groupby("model"):
@@ -110,11 +138,11 @@ def test_the_readme_has_the_gans_as_the_records_give_them():
     wanted = "\n".join(
         ["|:---|---:|---:|---:|---:|---:|", *(line for _, line in sorted(lines, reverse=True)), ""]
     )
-    assert wanted in (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    assert wanted in FINDINGS.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("sets", [("arrhythmia", "thyroid"), ("kddcup99", "kddcup99_rev")], ids="-".join)
-def test_the_readme_has_the_table_of_dagmm_as_the_records_give_it(sets):
+def test_the_findings_have_the_table_of_dagmm_as_the_records_give_it(sets):
     tables = []
     for name in sets:
         frame = pd.read_csv(RESULTS / f"dagmm_{name}" / "paper.csv")
@@ -127,8 +155,8 @@ def test_the_readme_has_the_table_of_dagmm_as_the_records_give_it(sets):
             }
         )
     lines = [f"| {method} |" + "".join(table[method] for table in tables) for method in tables[0]]
-    readme = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
-    assert "\n".join(["|:---|" + "---:|---:|---:|" * len(sets), *lines, ""]) in readme
+    wanted = "\n".join(["|:---|" + "---:|---:|---:|" * len(sets), *lines, ""])
+    assert wanted in FINDINGS.read_text(encoding="utf-8")
 
 
 def test_dagmm_s_docstring_has_the_reconstructions_that_the_records_give():
@@ -140,9 +168,6 @@ def test_dagmm_s_docstring_has_the_reconstructions_that_the_records_give():
             scaled = [run for run in runs if "scaling: train" in (run / "config.yaml").read_text()]
             means.append(sum(pd.read_csv(run / "losses.csv")[loss].iloc[-1] for run in scaled) / len(scaled))
         return means
-
-    def short(value: float) -> str:
-        return f"{value:.3f}".removeprefix("0")
 
     words = " ".join((dagmm.__doc__ or "").split())
     first, second, third = map(short, last("dagmm", "reconstruction"))
