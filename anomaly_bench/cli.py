@@ -22,6 +22,7 @@ from anomaly_bench.jobs import SWEEP, SweepTable, begin_note, leave_note, print_
 from anomaly_bench.places import CONFIGS
 from anomaly_bench.refusals import (
     DEBUG,
+    NEEDED,
     as_typed,
     commands_come_first,
     explained,
@@ -173,9 +174,7 @@ def task(settings: Any, outcome: dict[str, BaseException]) -> float | None:
     from anomaly_bench.training import parallel
 
     hydra = HydraConfig.get()
-    names = {
-        group: str(hydra.runtime.choices[group]) for group in ("model", "data", "protocol", "evaluation")
-    }
+    names = {group: str(hydra.runtime.choices[group]) for group in NEEDED}
     if experiment := hydra.runtime.choices.get("experiment"):
         names["experiment"] = str(experiment)
     overrides = as_typed(hydra.overrides.task)

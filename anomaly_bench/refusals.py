@@ -14,6 +14,8 @@ from anomaly_bench.places import CONFIGS
 
 DEBUG = "ANOMALY_BENCH_DEBUG"
 EXTRAS = ("joblib", "slurm", "optuna")
+NEEDED = ("model", "data", "protocol", "evaluation")
+"""Groups of which a run needs a file."""
 
 KINDS = {
     "to Integer": "a whole number",
@@ -69,21 +71,25 @@ def commands_come_first(arguments: Sequence[str], commands: Iterable[str]) -> No
 
 
 def groups_take_names(arguments: Sequence[str]) -> None:
-    """Refuse `model=1.5` and the like: a group takes the name of a file."""
+    """Refuse `model=1.5` and the like, since a group takes the name of a file, and `~model`: a run needs one."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     for argument in arguments:
-        group = argument.partition("=")[0]
+        group = argument.partition("=")[0].removeprefix("~")
         if group == "experiment" or not (CONFIGS / group).is_dir() or argument == group:
+            continue
+        names = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+        if argument.startswith("~"):
+            if group in NEEDED:
+                raise SettingError(f"{argument}: a run needs one; there are {names}")
             continue
         try:
             value = OverridesParser.create().parse_override(argument).value()
         except HydraException:
             continue  # which Hydra tells of
         if value is None or isinstance(value, bool | int | float | list | dict):
-            names = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
-            raise SettingError(f"{argument}: a name is needed; there are {', '.join(names)}")
+            raise SettingError(f"{argument}: a name is needed; there are {names}")
 
 
 def for_each_job(arguments: Sequence[str]) -> list[str]:

@@ -37,6 +37,12 @@ def test_a_group_takes_a_name_and_experiments_are_left_to_hydra():
         groups_take_names(["model=3"])
 
 
+@pytest.mark.parametrize("argument", ["~model", "~data", "~protocol=folder", "~evaluation"])
+def test_no_group_that_a_run_needs_is_taken_away(argument):
+    with pytest.raises(SettingError, match=f"{argument}: a run needs one; there are "):
+        groups_take_names([argument])
+
+
 def test_a_key_of_swept_models_is_given_to_each_and_no_other_key_is():
     ConfigStore.instance().store("schema", Settings)
     given = [

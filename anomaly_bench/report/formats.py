@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from textwrap import fill
+from textwrap import fill, wrap
 
 import pandas as pd
 from tabulate import tabulate
@@ -69,17 +69,24 @@ def _blocks(table: Table, numbers: range) -> list[str]:
 
 
 def _block(table: Table, numbers: range, longest: int, stacked: bool) -> list[str]:
-    """Lines of a block: folded labels in one column, class names cut, spreads `stacked` below their numbers."""
+    """Lines of a block: folded labels below each other, class names cut, spreads `stacked` below their numbers."""
     labels = range(table.folded, table.labels)
     rows = [[table.headers[c] for c in (0, *labels)] + [short(table.headers[c], longest) for c in numbers]]
     for row in table.rows:
-        cut = [short(label, NAME_WIDTHS[0]) for label in row[: table.labels]]
-        folded = "\n".join(filter(None, cut[: table.folded]))
+        folded = "\n".join(part for label in row[: table.folded] for part in _wrapped(label))
+        cut = [short(label, NAME_WIDTHS[0]) for label in row[table.folded : table.labels]]
         cells = (_stacked(row[c]) if stacked else printable(row[c]) for c in numbers)
-        rows.append([folded, *cut[table.folded :], *cells])
+        rows.append([folded, *cut, *cells])
     align = ["left"] * (1 + len(labels)) + ["right"] * len(numbers)
     # without headers of its own, for tabulate pads those
     return tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=align).splitlines()
+
+
+def _wrapped(label: str) -> list[str]:
+    """A label as lines that break at spaces, as those between settings, a longer word without its middle."""
+    width = NAME_WIDTHS[0]
+    words = wrap(printable(label), width, break_long_words=False, break_on_hyphens=False)
+    return [short(line, width) for line in words]
 
 
 def _stacked(cell: str) -> str:

@@ -426,6 +426,13 @@ def test_text_fits_a_terminal():
     assert "±.010" in text
 
 
+def test_text_has_every_setting_that_tells_rows_apart():
+    told = {lr: [f"data.limit={lr}00", f"model.lr={lr}", f"trainer.max_epochs={lr}0"] for lr in (1, 2)}
+    records = [made_up(settings_hash=f"{lr}", overrides=overrides) for lr, overrides in told.items()]
+    lines = [line.split("  ")[0].removesuffix(",") for line in formats.text(table_of(*records)).splitlines()]
+    assert [line for line in lines if re.fullmatch(r"[a-z._]+=\w+", line)] == [*told[1], *told[2]]
+
+
 def test_long_names_are_cut_before_a_table_is_parted():
     names = [f"number {number} of the long-named classes" for number in range(8)]
     records = [made_up(name, class_index=number, data_classes=names) for number, name in enumerate(names)]
