@@ -310,11 +310,13 @@ def score(arguments: list[str]) -> int:
             else:
                 facts = {"run": given.run_dir.name, "threshold": scored.threshold, "rule": scored.rule}
                 write_json(given.output, facts | {"rows": table.to_dict("records")})
-        what = "rows" if "row" in table else "files"
+        what = ("row" if "row" in table else "file") + ("" if len(table) == 1 else "s")
         print(
             f"{given.output}: {len(table)} {what}, {scored.n_anomalous} of them anomalous, "
             f"above {scored.threshold:.6g} ({scored.rule})"
         )
+    if scored.left_out:
+        return refuse(f"{scored.left_out}. The others are scored")
     return FOUND if given.fail_on_anomaly and scored.n_anomalous else 0
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from anomaly_bench.compose import Trained, load_run
 from anomaly_bench.data.dataset import Column
-from anomaly_bench.data.folder import decode_files, list_images
+from anomaly_bench.data.folder import decode_each, list_images, named, unreadable
 from anomaly_bench.data.settings import as_text
 from anomaly_bench.data.table import list_tables, read_rows
 from anomaly_bench.errors import SettingError
@@ -45,11 +45,13 @@ class Scored:
             100, that score lower) and, where maps were drawn, `map`, the file of each.
         threshold: above which a row is called anomalous.
         rule: how the threshold was found, in words.
+        left_out: which image files could not be read, and why, in words; empty where all could.
     """
 
     table: pd.DataFrame
     threshold: float
     rule: str
+    left_out: str
 
     @property
     def n_anomalous(self) -> int:
@@ -63,6 +65,7 @@ class Source(NamedTuple):
     total: int | None  # rows, where that is known
     unit: str
     blocks: Iterator[tuple[pd.DataFrame, Tensor]]
+    failures: list[tuple[str, str]]  # path and reason of files that the blocks so far left out
 
 
 def score_files(
@@ -85,7 +88,8 @@ def score_files(
         packages: that the run's method may come from, beside this one; see `load_run`.
 
     Raises:
-        SettingError: no finished run, no such files, a threshold that cannot be, a method without maps.
+        SettingError: no finished run, no such files, none that can be read, a threshold that cannot be, a method
+            without maps.
     """
     kind, share = rule_of(threshold)
     trained = load_run(folder, device, packages)
@@ -114,7 +118,8 @@ def score_files(
     percentile = percentiles(scores, levels, quantiles)
     table.insert(place, "verdict", np.where(scores > bound, "anomalous", "normal"))
     table.insert(place + 1, "percentile", percentile)
-    return Scored(table, bound, words)
+    left_out = named(source.failures, source.total or 0) if source.failures else ""
+    return Scored(table, bound, words, left_out)
 
 
 def percentiles(scores: np.ndarray, levels: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
@@ -180,11 +185,19 @@ def images(trained: Trained, files: Sequence[Path]) -> Source:
     paths = list_images(files)
     size = max(1, min(4096, BLOCK // prod(shape)))
     parts = (paths[start : start + size] for start in range(0, len(paths), size))
-    blocks = (
-        (pd.DataFrame({"file": [as_text(str(path)) for path in part]}), decode_files(part, shape, fit))
-        for part in parts
-    )
-    return Source(len(paths), " files", blocks)
+    failures: list[tuple[str, str]] = []
+
+    def block(part: list[Path]) -> tuple[pd.DataFrame, Tensor]:
+        x, failed = decode_each(part, shape, fit)
+        if failed:
+            bad = {path for path, _ in failed}
+            good = [number for number, path in enumerate(part) if str(path) not in bad]
+            part, x = [part[number] for number in good], x[good]
+            failures.extend(failed)
+        return pd.DataFrame({"file": [as_text(str(path)) for path in part]}), x
+
+    some = filter(lambda block: len(block[0]), map(block, parts))
+    return Source(len(paths), " files", some, failures)
 
 
 def tables(trained: Trained, files: Sequence[Path]) -> Source:
@@ -197,7 +210,7 @@ def tables(trained: Trained, files: Sequence[Path]) -> Source:
         x = scaler(read_rows(path, columns))
         return pd.DataFrame({"file": as_text(str(path)), "row": np.arange(len(x))}), x
 
-    return Source(None, " rows", map(block, list_tables(files)))
+    return Source(None, " rows", map(block, list_tables(files)), [])
 
 
 def columns_of(run: dict[str, Any]) -> list[Column]:
@@ -246,6 +259,8 @@ def scored(trained: Trained, source: Source, overlays: Overlays | None) -> pd.Da
         for part in starmap(score, source.blocks):  # which lets go of a block before it takes the next
             parts.append(part)
             bar.update(len(part))
+    if not parts:
+        raise unreadable(source.failures, len(source.failures))
     return pd.concat(parts, ignore_index=True)
 
 

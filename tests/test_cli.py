@@ -713,6 +713,7 @@ def test_what_is_typed_for_scoring_comes_to_it(bench, monkeypatch, output):
             n_anomalous=1,
             threshold=0.5,
             rule="a rule",
+            left_out="",
         )
 
     monkeypatch.setattr("anomaly_bench.score.score_files", scored)

@@ -172,21 +172,53 @@ def test_a_rule_that_cannot_be_is_refused(rule):
 
 def test_files_are_decoded_block_by_block_and_let_go(image_run, bags, of_images, monkeypatch):
     monkeypatch.setattr(score, "BLOCK", 16 * 16 * 6 + 5)  # bytes of six images
-    decode, alive, most, sizes = score.decode_files, [], 0, []
+    decode, alive, most, sizes = score.decode_each, [], 0, []
 
     def watched(paths, shape, fit):
         nonlocal most
-        x = decode(paths, shape, fit)
+        x, failures = decode(paths, shape, fit)
         sizes.append(len(paths))
         alive[:] = [block for block in alive if block() is not None] + [weakref.ref(x)]
         most = max(most, len(alive))
-        return x
+        return x, failures
 
-    monkeypatch.setattr(score, "decode_files", watched)
+    monkeypatch.setattr(score, "decode_each", watched)
     in_blocks = score_files(image_run, [bags / "test"], "cpu").table
     assert sizes == [6] * 6 + [4]
     assert most == 1
     pd.testing.assert_frame_equal(in_blocks, of_images.table, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------ files that cannot be read
+
+
+def test_files_that_cannot_be_read_are_told_and_the_others_scored(
+    image_run, bags, place, of_images, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        score, "BLOCK", 16 * 16 * 6
+    )  # bytes of six images: the bad ones lie in several blocks
+    mixed = shutil.copytree(bags / "test", place / "mixed")
+    for name in ("0.normal/00.png", "0.normal/07.png", "1.abnormal/zz.png"):
+        (mixed / name).write_text("no image")
+    output = place / "mixed.csv"
+    assert answer(["score", str(image_run), str(mixed), "--output", str(output), "--fail-on-anomaly"]) == 2
+    told = capsys.readouterr()
+    assert "38 files, " in told.out
+    assert "3 of 41 image files cannot be read: " in told.err
+    assert told.err.count("(not an image, ") == 3
+    assert told.err.endswith("The others are scored\n")
+    kept = of_images.table.assign(file=of_images.table["file"].str.replace("bags/test", "mixed", regex=False))
+    kept = kept[~kept["file"].str.contains("0.normal/0[07]", regex=True)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(pd.read_csv(output), kept, rtol=1e-5, check_dtype=False)
+
+
+def test_where_no_file_can_be_read_nothing_is_scored(image_run, place):
+    (place / "list.txt").write_text("a.png")
+    with pytest.raises(
+        SettingError, match=r"^1 of 1 image files cannot be read: '.*list\.txt' \(not an image"
+    ):
+        score_files(image_run, [place / "list.txt"], "cpu")
 
 
 # ------------------------------------------------------------------------------ maps

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 """What Pillow may take a file for, whatever its suffix: some of its other readers run external programs."""
@@ -41,7 +41,7 @@ def decode(path: str, shape: tuple[int, int, int], fit: str | None) -> np.ndarra
     except Failure:
         raise
     except Exception as error:  # on damaged files, Pillow's readers raise nearly anything
-        raise Failure(f"{type(error).__name__}: {error}") from error
+        raise Failure(why(error)) from error
     return picture.reshape(height, width, channels)
 
 
@@ -95,7 +95,14 @@ def size_of(path: str) -> tuple[int, int]:
         with Image.open(path, formats=FORMATS) as image:
             return image.height, image.width
     except Exception as error:
-        raise Failure(f"{type(error).__name__}: {error}") from error
+        raise Failure(why(error)) from error
+
+
+def why(error: Exception) -> str:
+    """What stopped Pillow, in words; its own of a file that is no image only repeat the path."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of a kind that is not read"
+    return f"{type(error).__name__}: {error}"
 
 
 def decode_all(paths: Sequence[str], out: np.ndarray, fit: str | None) -> list[tuple[str, str]]:

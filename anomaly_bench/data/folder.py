@@ -329,12 +329,15 @@ def threads(paths: Sequence[str]) -> ThreadPoolExecutor:
 
 
 def unreadable(failures: Sequence[tuple[str, str]], n_files: int) -> SettingError:
-    """The error that names files which cannot be decoded, and why."""
+    """The error of files which cannot be decoded."""
+    return SettingError(f"{named(failures, n_files)}. Remove or repair them")
+
+
+def named(failures: Sequence[tuple[str, str]], n_files: int) -> str:
+    """Which files cannot be decoded, and why, in words."""
     first = "; ".join(f"{path!r} ({reason})" for path, reason in failures[:3])
     more = "; ..." if len(failures) > 3 else ""
-    return SettingError(
-        f"{len(failures)} of {n_files} image files cannot be read: {first}{more}. Remove or repair them"
-    )
+    return f"{len(failures)} of {n_files} image files cannot be read: {first}{more}"
 
 
 def decode_files(paths: Sequence[str | Path], shape: tuple[int, int, int], fit: str | None) -> Tensor:
@@ -348,6 +351,16 @@ def decode_files(paths: Sequence[str | Path], shape: tuple[int, int, int], fit: 
     Raises:
         SettingError: files that cannot be decoded.
     """
+    x, failures = decode_each(paths, shape, fit)
+    if failures:
+        raise unreadable(failures, len(paths))
+    return x
+
+
+def decode_each(
+    paths: Sequence[str | Path], shape: tuple[int, int, int], fit: str | None
+) -> tuple[Tensor, list[tuple[str, str]]]:
+    """As `decode_files`; path and reason of each file that cannot be decoded, whose pixels mean nothing."""
     out = np.empty((len(paths), *shape), dtype=np.uint8)
     names = [str(path) for path in paths]
     pieces = in_pieces(len(names))
@@ -356,9 +369,7 @@ def decode_files(paths: Sequence[str | Path], shape: tuple[int, int, int], fit: 
             decode_all, [names[piece] for piece in pieces], [out[piece] for piece in pieces], repeat(fit)
         )
         failures = [failure for failed in done for failure in failed]
-    if failures:
-        raise unreadable(failures, len(paths))
-    return torch.from_numpy(out)
+    return torch.from_numpy(out), failures
 
 
 def list_images(paths: Sequence[Path]) -> list[Path]:

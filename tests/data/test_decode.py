@@ -109,7 +109,7 @@ def test_reasons_of_failure(tmp_path):
     (tmp_path / "text.png").write_text("not an image")
     Image.new("F", (4, 4)).save(tmp_path / "float.tif")
     Image.new("L", (4, 5)).save(tmp_path / "tall.png")
-    with pytest.raises(Failure, match="UnidentifiedImageError"):
+    with pytest.raises(Failure, match="not an image"):
         decode(str(tmp_path / "text.png"), (1, 4, 4), "stretch")
     with pytest.raises(Failure, match="floating-point"):
         decode(str(tmp_path / "float.tif"), (1, 4, 4), "stretch")
@@ -125,9 +125,9 @@ def test_formats_that_run_programs_are_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n%%EOF\n"
     )
-    with pytest.raises(Failure, match="UnidentifiedImageError"):
+    with pytest.raises(Failure, match="not an image"):
         decode(str(tmp_path / "a.png"), (1, 4, 4), "stretch")
-    with pytest.raises(Failure, match="UnidentifiedImageError"):
+    with pytest.raises(Failure, match="not an image"):
         size_of(str(tmp_path / "a.png"))
 
 
