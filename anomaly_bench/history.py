@@ -21,7 +21,8 @@ def losses_frame(history: Sequence[Epoch]) -> pd.DataFrame:
 def read_losses(path: Path) -> list[Epoch]:
     """The epochs of a `losses.csv`."""
     try:
-        frame = pd.read_csv(record.own_file(path))
+        path = record.own_file(path)  # in which a stage may be called 1, or null
+        frame = pd.read_csv(path, dtype={"name": str}, keep_default_na=False, na_values=[""])
     except pd.errors.EmptyDataError:  # older versions wrote no header where there are no epochs
         return []
     history = []

@@ -37,7 +37,10 @@ def anything(**settings: object) -> None: ...
         ("sizes", [1, 2.5], "must be a list, each a whole number"),
         ("sizes", 3, "must be a list, each a whole number"),
         ("folder", True, "must be a path or null"),
-        ("heat", 1, "no such setting; there are lr, lr_critic, encoder_lr, warmth"),
+        *(
+            (name, 1, "no such setting; there are lr, lr_critic, encoder_lr, warmth")
+            for name in ("heat", "_heat_")
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(setting, value, said):

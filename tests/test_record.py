@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,16 @@ def test_a_write_puts_a_new_file_in_the_place_of_the_old(tmp_path):
     record.write_json(path, {"auroc": 2})
     assert json.loads(held.read_text()) == {"auroc": 1}
     assert json.loads(path.read_text()) == {"auroc": 2}
+
+
+def test_the_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else a loss of power may leave the name and no content."""
+    path, synced, fsync = tmp_path / "metrics.json", [], os.fsync
+    monkeypatch.setattr(
+        record.os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, path.exists())) or fsync(file)
+    )
+    record.write_json(path, {"auroc": 1})
+    assert synced == [(path.stat().st_ino, False)]
 
 
 def test_csv_round_trip(tmp_path):

@@ -126,6 +126,14 @@ def test_fingerprints_are_of_the_bits_alone() -> None:
     assert fingerprints(x)[0] != keys[0]
 
 
+def test_fingerprints_are_those_of_other_days() -> None:
+    """Weights hold the fingerprints of the rows they have learned."""
+    assert fingerprints(torch.tensor([[1.0, -2.0, 0.5], [0.0, 0.0, 1.0]])).tolist() == [
+        912479692722798592,
+        6123421689196838912,
+    ]
+
+
 def test_values_of_known_rows_are_looked_up() -> None:
     x, otherwise = torch.rand(6, 3), -torch.arange(6.0)
     known, order = fingerprints(x[[4, 1]]).sort()

@@ -2,12 +2,14 @@ import json
 import shutil
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from finished import digit_files, finished, people
 from PIL import Image
+from torch import Tensor
 
 from anomaly_bench import score
 from anomaly_bench.cli import answer
@@ -29,10 +31,9 @@ def bags(place: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def image_run(place: Path, bags: Path) -> Path:
-    """A small autoencoder, which has maps."""
-    return finished(
-        place / "runs", model="ae", **IMAGES, data__root=str(bags), model__width="4", model__epochs="2"
-    )
+    """A small autoencoder, which has maps, on pixels that are scaled by numbers of their own."""
+    small = {"model__width": "4", "model__epochs": "2", "data__mean": "0.4", "data__std": "0.3"}
+    return finished(place / "runs", model="ae", **IMAGES, data__root=str(bags), **small)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,7 @@ def test_tables_score_as_in_the_run_one_by_one_or_in_a_folder(table_run, place):
     assert table["file"].unique().tolist() == [
         str(place / "people.csv"), str(folder / "a.parquet"), str(folder / "deeper/b.csv")
     ]  # fmt: skip
+    assert table["row"].tolist() == [*range(120), *range(5), *range(120)]
     whole = table["score"].to_numpy()
     np.testing.assert_allclose(whole[kept["row"]], kept["score"], rtol=1e-5)
     np.testing.assert_allclose(whole[:120], whole[125:], rtol=1e-6)
@@ -167,7 +169,39 @@ def test_a_rule_that_cannot_be_is_refused(rule):
         rule_of(rule)
 
 
-# ------------------------------------------------------------------------------ memory
+@pytest.mark.parametrize("rule", ["quantile", "contamination"])
+@pytest.mark.parametrize("share", [0, 1])
+def test_a_share_may_be_none_or_all(rule, share):
+    assert rule_of(f"{rule}={share}") == (rule, share)
+
+
+# ------------------------------------------------------------------------------ decoding
+
+
+def source_of(files: list[Path], **data: object) -> score.Source:
+    """What a run on 16 x 16 pixels has of image files."""
+    trained = SimpleNamespace(values={"data": data}, run={"shape": [1, 16, 16]})
+    return score.images(trained, files)  # pyright: ignore[reportArgumentType]
+
+
+def blocks_of(files: list[Path], **data: object) -> list[Tensor]:
+    return [x for _, x in source_of(files, **data).blocks]
+
+
+def test_images_are_fitted_as_the_run_has_them(tmp_path):
+    Image.new("L", (8, 16), 255).save(tmp_path / "tall.png")
+    (stretched,) = blocks_of([tmp_path / "tall.png"], image_size=16)
+    (padded,) = blocks_of([tmp_path / "tall.png"], image_size=16, fit="pad")
+    assert stretched.min() == 255
+    assert padded[..., 0].max() == 0
+    as_they_are = source_of([tmp_path / "tall.png"], image_size=None, fit="pad")
+    assert list(as_they_are.blocks) == []
+    assert [why for _, why in as_they_are.failures] == ["8x16, not 16x16: set data.image_size"]
+
+
+def test_an_image_larger_than_a_block_is_one(bags, monkeypatch):
+    monkeypatch.setattr(score, "BLOCK", 16 * 16 - 1)
+    assert [len(x) for x in blocks_of([bags / "test/0.normal"], image_size=16)] == [1] * 20
 
 
 def test_files_are_decoded_block_by_block_and_let_go(image_run, bags, of_images, monkeypatch):

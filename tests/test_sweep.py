@@ -16,6 +16,7 @@ from anomaly_bench.sweep import Job, Workers, shares
 FAKE = """
 import json, os, sys, time
 print("worker", os.getpid(), "says hello", file=sys.stderr)
+threads = {os.environ[f"{library}_NUM_THREADS"] for library in ("OMP", "MKL", "OPENBLAS")}
 for line in sys.stdin:
     what, of = json.loads(line)
     answer = None
@@ -23,7 +24,7 @@ for line in sys.stdin:
         time.sleep(0.05)
         answer = of.get("load fails")
     with open(os.environ["LOG"], "a") as log:
-        print(what, of["data"]["name"], of["number"], os.getpid(), os.environ["OMP_NUM_THREADS"], file=log)
+        print(what, of["data"]["name"], of["number"], os.getpid(), *threads, file=log)
     if what == "run":
         exec(of.get("do", ""))
     print(json.dumps(answer), flush=True)
@@ -40,14 +41,6 @@ def said(monkeypatch, tmp_path):
 
 def job(number: int, data: str = "mnist", **config: object) -> Job:
     return Job(number, [f"seed={number}"], {"data": {"name": data}, "number": number, **config})
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.fixture
@@ -136,6 +129,28 @@ def test_what_a_worker_says_is_passed_on(said, capfd):
     assert f"worker {pid} says hello\n" in capfd.readouterr().err
 
 
+def test_a_worker_may_say_what_is_no_text(said, capfd):
+    loud = "sys.stderr.buffer.write(b'caf\\xe9\\n'); sys.stderr.flush()"
+    with Workers(1, threads=1) as workers:
+        assert [error for _, error in workers.run([job(0, do=loud)])] == [None]
+    assert "caf\N{REPLACEMENT CHARACTER}\n" in capfd.readouterr().err
+
+
+def test_a_file_beside_the_user_is_no_module_of_a_worker(said, tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    with Workers(1, threads=1) as workers:
+        assert [error for _, error in workers.run([job(0)])] == [None]
+
+
+@pytest.mark.parametrize(("answer", "kind"), [("print(json.dumps(of))", "cpu"), ("os._exit(3)", None)])
+def test_a_worker_that_has_told_the_device_is_free_again(said, monkeypatch, answer, kind):
+    monkeypatch.setattr(sweep, "START", f"import json, os, sys\nwhat, of = json.loads(input())\n{answer}")
+    with Workers(1, threads=1) as workers:
+        assert workers.device("cpu") == kind
+        assert (workers.idle == workers.all) is (kind is not None)
+
+
 def test_a_worker_that_says_much_does_not_wait_for_a_reader(said, monkeypatch):
     class Gone:
         def write(self, _):
@@ -152,7 +167,7 @@ def test_a_worker_that_says_much_does_not_wait_for_a_reader(said, monkeypatch):
 def test_a_worker_that_is_killed_fails_its_job_alone_and_is_replaced(said):
     kill = "import signal; os.kill(os.getpid(), signal.SIGKILL)"
     jobs = [job(number, do=kill if number in (1, 4) else "") for number in range(8)]
-    jobs.append(job(8, do="os._exit(3)"))
+    jobs.append(job(8, do="print('[1', end='', flush=True); os._exit(3)"))  # half an answer
     with Workers(2, threads=1) as workers:
         errors = {one.number: error for one, error in workers.run(jobs)}
     assert {number for number, error in errors.items() if error} == {1, 4, 8}
@@ -195,10 +210,17 @@ def test_leaving_stops_workers_in_the_middle_of_a_job_and_begins_no_other(said, 
     workers = Workers(1, threads=1)
     with pytest.raises(KeyboardInterrupt), workers:
         list(workers.run([job(0, do=busy), job(1), job(2)]))
-    assert not any(alive(worker.process.pid) for worker in workers.all)
+    assert [worker.process.returncode for worker in workers.all] == [-signal.SIGKILL]
     assert not Path(workers.folder.name).exists()
     assert {number for _, _, number, *_ in said()} == {"0"}
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPool")]
+
+
+def test_who_has_left_takes_no_worker(said):
+    with Workers(1, threads=1) as workers:
+        pass
+    with pytest.raises(sweep.WorkerDiedError, match="stopped"):
+        workers.take()
 
 
 def test_what_is_kept_of_a_job_is_gone_when_it_is_over(said):

@@ -77,9 +77,10 @@ def looks(detector: Odd, x: Tensor) -> Tensor:
 
 
 def test_a_replayed_step_gives_the_same_bits() -> None:  # every method: test_conformance.py
-    expected, _ = learned(ganomaly, compile="off")
+    expected, epochs = learned(ganomaly, compile="off")
     state, history = learned(ganomaly, compile="graph", gemm=False)
     assert {line.step for line in history} == {"graph"}
+    assert [line.losses for line in history] == [line.losses for line in epochs]
     assert all(torch.equal(state[name], x) for name, x in expected.items())
 
 
@@ -110,6 +111,50 @@ def test_preparing_a_step_changes_nothing() -> None:
     assert all(torch.equal(x, before[name]) for name, x in detector.state_dict().items())
     assert not any(value.any() for value in capture.optimizer_state(stage.optimizers))
     assert all(parameter.grad is None for parameter in detector.parameters())
+
+
+def draws_and_switches(detector: Odd, x: Tensor) -> Tensor:
+    detector.eval()
+    return torch.rand(())
+
+
+def test_what_preparing_a_step_draws_and_switches_is_undone() -> None:
+    detector = Odd(draws_and_switches).train()
+    stage, random = next(iter(detector.stages(rows()))), torch.get_rng_state()
+    how = prepared("graph", detector, stage, Batch(torch.ones(4, 4), torch.arange(4)), 1, nullcontext).how
+    assert how == "graph"
+    assert torch.equal(torch.get_rng_state(), random)
+    assert detector.training
+    assert detector.net.training
+
+
+@pytest.mark.parametrize(("mode", "warned"), [("graph", True), ("auto", False)])
+def test_who_asks_for_a_graph_is_told_that_there_is_none(mode, warned, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(capture, "ROWS_FROM", 1)
+    detector = Odd(every_second)
+    stage = next(iter(detector.stages(rows())))
+    how = prepared(mode, detector, stage, Batch(torch.ones(4, 4), torch.arange(4)), 1, nullcontext).how
+    assert how == "eager: it changes calls"
+    assert ("stage only runs as it is written: it changes calls" in caplog.text) is warned
+
+
+def test_runs_share_a_compiled_step_and_have_weights_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(capture, "COMPILED", {})
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: compiled.append(graph) or graph)
+
+    def trained(seed: int, mode: str, train: Rows) -> Tensor:
+        torch.manual_seed(seed)
+        detector = Odd(lambda *_: torch.ones(()))
+        history = Trainer(device="cpu", precision="fp32", compile=mode).learn(detector, train, seed=0).history
+        assert history[-1].step == {"off": "eager"}.get(mode, mode)
+        return detector.net.weight.detach()
+
+    for seed in (0, 1):
+        torch.testing.assert_close(trained(seed, "inductor", rows()), trained(seed, "off", rows()))
+    assert len(compiled) == 1
+    trained(0, "inductor", rows(3))
+    assert len(compiled) == 2, "batches of another size have a step of their own"
 
 
 @pytest.mark.parametrize(("oddity", "why"), [(every_second, "calls"), (looks, "")])
@@ -202,7 +247,7 @@ def test_a_compiler_that_talks_of_itself_is_not_heard(caplog, recwarn) -> None:
 def test_a_compiled_update_of_adam_is_adams(decay: float) -> None:
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(7, dtype=torch.float64))
-    optimizer = torch.optim.Adam([weight], lr=1e-2, betas=(0.5, 0.999), weight_decay=decay)
+    optimizer = torch.optim.Adam([weight], lr=1e-2, betas=(0.5, 0.999), weight_decay=decay, eps=0.1)
     ours, mean, square = weight.detach().clone(), torch.zeros(7).double(), torch.zeros(7).double()
     count = torch.zeros(())
     for _ in range(5):
@@ -211,9 +256,17 @@ def test_a_compiled_update_of_adam_is_adams(decay: float) -> None:
         count += 1
         capture.fused_adam(
             [ours], [weight.grad], [mean], [square], [], [count],
-            lr=1e-2, beta1=0.5, beta2=0.999, weight_decay=decay, eps=1e-8, amsgrad=False, maximize=False,
+            lr=1e-2, beta1=0.5, beta2=0.999, weight_decay=decay, eps=0.1, amsgrad=False, maximize=False,
         )  # fmt: skip
     torch.testing.assert_close(ours, weight.detach(), rtol=1e-6, atol=0)
+
+
+def test_a_compiled_update_is_of_plain_adam_only() -> None:
+    plain = {"lr": 1e-2, "beta1": 0.5, "beta2": 0.9, "weight_decay": 0.0, "eps": 0.1}
+    plain |= {"amsgrad": False, "maximize": False}
+    assert capture.fused_adam([], [], [], [], [], [], **plain) is None
+    for other in ({"amsgrad": True}, {"maximize": True}, {"grad_scale": torch.ones(())}):
+        assert capture.fused_adam([], [], [], [], [], [], **plain | other) is NotImplemented
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from toys import Plan, dictated, rows
 
@@ -103,6 +103,8 @@ def test_optimizers_of_one_stage_are_not_mixed_up() -> None:
         1,
         2,
     ]
+    with pytest.raises(ValueError, match="shorter"):
+        Checkpoint(0, 1, False, [], *optimizer_tensors(optimizers[:1])).restore_optimizers(fresh)
 
 
 def test_state_comes_back_in_the_memory_format_of_its_parameter(tmp_path: Path) -> None:
@@ -265,6 +267,25 @@ def test_weights_that_are_not_what_was_written_are_refused(tmp_path: Path, how: 
     damaged(path, how)
     with pytest.raises(SettingError, match=r"model\.safetensors: .*damaged"):
         load_tensors(path)
+
+
+@pytest.mark.parametrize(("was", "becomes"), [("weight", "height"), ("F32", "I32"), ("[20,30]", "[30,20]")])
+def test_the_sum_is_of_names_kinds_and_shapes_too(tmp_path: Path, was: str, becomes: str) -> None:
+    path = tmp_path / "model.safetensors"
+    save_weights(path, nn.Linear(30, 20))
+    content = path.read_bytes()
+    assert was.encode() in content
+    path.write_bytes(content.replace(was.encode(), becomes.encode(), 1))
+    with pytest.raises(SettingError, match="its check sum is not"):
+        load_tensors(path)
+
+
+def test_files_of_older_versions_have_no_sum(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.ones(3)}, path, {"auroc": "0.5"})
+    tensors, facts = load_tensors(path)
+    assert tensors["weight"].tolist() == [1, 1, 1]
+    assert facts == {"auroc": "0.5"}
 
 
 def test_weights_of_every_kind_have_a_sum(tmp_path: Path) -> None:

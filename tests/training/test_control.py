@@ -63,6 +63,23 @@ def test_a_method_without_gradients_is_fitted_to_noise() -> None:
     assert not torch.allclose(detector.centre, train.x.mean(0), atol=0.05)
 
 
+class Moving(MeanOfCodes):
+    """A mean that every fit moves on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fits = 0
+
+    def stages(self, train: Rows) -> Iterator[Stage]:
+        yield from super().stages(train)
+        self.fits += 1
+
+
+def test_what_was_fitted_to_noise_on_the_way_is_not_scored() -> None:
+    detector, _ = untrained(Moving, rows(), seed=0)
+    assert detector.fits == 1
+
+
 class Borrowed(Mean):
     """Its first weights make way for those that were learned elsewhere, and then the mean is taken."""
 

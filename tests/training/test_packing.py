@@ -126,9 +126,9 @@ def strange_layers() -> Iterator[nn.Module]:
     yield nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect")
     yield nn.Conv2d(4, 6, 3).double()
     yield spectral_norm(nn.Conv2d(4, 6, 3))
-    watched = nn.Conv2d(4, 6, 3)
-    watched.register_forward_hook(lambda *_: None)
-    yield watched
+    for watch in (nn.Module.register_forward_hook, nn.Module.register_forward_pre_hook):
+        watch(watched := nn.Conv2d(4, 6, 3), lambda *_: None)
+        yield watched
 
 
 @pytest.mark.parametrize("layer", list(strange_layers()), ids=lambda layer: type(layer).__name__)
@@ -137,6 +137,14 @@ def test_what_is_more_than_a_convolution_is_left_alone(layer: nn.Module) -> None
     with packed(network):
         assert network[0] is layer
         assert isinstance(network[1], nn.ReLU)
+
+
+def test_an_activation_behind_another_layer_stays_behind_it() -> None:
+    network = nn.Sequential(LAYERS["plain"], nn.InstanceNorm2d(6), nn.ReLU())
+    with torch.no_grad():
+        expected = network(images())
+        with packed(network):
+            torch.testing.assert_close(network(images()), expected)
 
 
 class Aside(nn.Module):
