@@ -30,6 +30,7 @@ from anomaly_bench.refusals import (
     frequent_slips,
     groups_take_names,
     one_line,
+    ranges_stand_alone,
     reason,
     refuse,
     words_are_commands,
@@ -126,6 +127,7 @@ def launch(arguments: list[str]) -> int:
     commands_come_first(arguments, COMMANDS)
     frequent_slips(arguments)
     groups_take_names(arguments)
+    ranges_stand_alone(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
     os.environ.setdefault(
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"
@@ -253,6 +255,9 @@ def report(arguments: list[str]) -> int:
     parser.add_argument("runs_dir", nargs="?", default="runs", type=Path, help="default: runs")
     parser.add_argument("--output", type=Path, help="folder of the report; default: RUNS_DIR/report")
     given = parser.parse_args(arguments)
+    name, _, folder = str(given.runs_dir).partition("=")
+    if name == "runs_dir":
+        raise SettingError(f"{given.runs_dir}: report takes the folder alone: anomaly-bench report {folder}")
     from anomaly_bench.report.tables import write_report
 
     with writable(f"--output {given.output}" if given.output else f"runs_dir={given.runs_dir}"):

@@ -92,6 +92,14 @@ def groups_take_names(arguments: Sequence[str]) -> None:
             raise SettingError(f"{argument}: a name is needed; there are {names}")
 
 
+def ranges_stand_alone(arguments: Sequence[str]) -> None:
+    """Refuse `abnormal_class=0,range(3,5)`, which Hydra cannot sweep over."""
+    for argument in arguments:
+        value = argument.partition("=")[2]
+        if re.match(r"range\([^()]*\)\s*,|[^\[{('\"]*,\s*range\(", value):
+            raise SettingError(f"{argument}: range(...) stands alone or not at all; write the values out")
+
+
 def for_each_job(arguments: Sequence[str]) -> list[str]:
     """`++model.lr=1` for `model.lr=1` where models are swept that have it: Hydra asks the default model for it first.
 
@@ -174,10 +182,21 @@ def reason(error: Exception, overrides: Sequence[str]) -> str:
 
 
 def did_you_mean(wanted: str, arguments: Sequence[str]) -> str:
-    """The keys there are that come closest."""
-    known = [key for key in known_keys(arguments) if key != wanted]  # one job of a sweep may have it
-    close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else "; --cfg job shows all there are"
+    """The keys there are that come closest, else those of the group."""
+    typed = [key for key in known_keys(arguments) if "._" not in key]
+    known = [key for key in typed if key != wanted]  # one job of a sweep may have it
+    group, _, name = wanted.partition(".")
+    there = [key.removeprefix(f"{group}.") for key in known if name and key.startswith(f"{group}.")]
+    if there:
+        close = [f"{group}.{key}" for key in difflib.get_close_matches(name, there)]
+    elif name:
+        close = difflib.get_close_matches(wanted, known)
+    else:  # `lr` too, of model.lr
+        whole = {key.rpartition(".")[2]: key for key in sorted(known, key=lambda key: -key.count("."))}
+        close = [whole[key] for key in difflib.get_close_matches(wanted, whole)]
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; there are {', '.join(there)}" if there else "; --cfg job shows all there are"
 
 
 def known_keys(arguments: Sequence[str]) -> list[str]:

@@ -248,8 +248,12 @@ def test_a_disk_without_room_for_notes_is_told_at_the_end(bench, monkeypatch, ca
     [
         (["model=ganomly"], ["model=ganomly", "ganomaly"]),
         (["data=mnst"], ["data=mnst", "mnist"]),
-        (["modle=ganomaly"], ["modle", "did you mean model"]),
+        (["modle=ganomaly"], ["modle", "did you mean model?"]),
+        (["modle.lr=3"], ["modle.lr: no such setting; did you mean model.lr"]),
         (["model.ngff=3"], ["model.ngff", "did you mean model.ngf"]),
+        (["data.download=false"], ["data.download", "no such setting; there are name, image_size, "]),
+        (["lr=3"], ["lr: no such setting; did you mean model.lr?"]),
+        (["runs_dri=x"], ["runs_dri", "did you mean runs_dir?"]),
         (["trainer.max_epoch=3"], ["trainer.max_epoch", "trainer.max_epochs"]),
         (["abnormal_class=12"], ["abnormal_class=12", "0 to 9"]),
         (["abnormal_class=cat"], ["abnormal_class=cat", "0 to 9"]),

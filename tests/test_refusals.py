@@ -11,6 +11,7 @@ from anomaly_bench.refusals import (
     for_each_job,
     frequent_slips,
     groups_take_names,
+    ranges_stand_alone,
     words_are_commands,
 )
 from anomaly_bench.schema import Settings
@@ -41,6 +42,18 @@ def test_a_group_takes_a_name_and_experiments_are_left_to_hydra():
 def test_no_group_that_a_run_needs_is_taken_away(argument):
     with pytest.raises(SettingError, match=f"{argument}: a run needs one; there are "):
         groups_take_names([argument])
+
+
+@pytest.mark.parametrize("value", ["0,range(3,5)", "range(2),5", "range(2), range(4,6)"])
+def test_a_range_among_other_values_is_refused(value):
+    with pytest.raises(SettingError, match=r"range\(\.\.\.\) stands alone or not at all"):
+        ranges_stand_alone([f"abnormal_class={value}"])
+
+
+def test_a_range_alone_and_a_list_of_it_are_left_to_hydra():
+    ranges_stand_alone(
+        ["seed=range(20)", "seed=range(0,10,5)", "seed=choice(0,3)", "model.a='range(2),3'", "-m"]
+    )
 
 
 def test_a_key_of_swept_models_is_given_to_each_and_no_other_key_is():

@@ -133,6 +133,8 @@ def read(path: Path, columns: Sequence[Column] | None = None) -> pd.DataFrame | 
                     return {key: file[key] for key in file.files}
             case _:
                 return read_mat(path)
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path}: cannot be read: its text is not UTF-8; save it so") from error
     except ImportError as error:
         raise SettingError(
             f"{path}: {error.name} is needed to read it; install anomaly-bench[tables]"
@@ -147,11 +149,19 @@ def read(path: Path, columns: Sequence[Column] | None = None) -> pd.DataFrame | 
 
 def read_csv(path: Path, columns: Sequence[Column] | None) -> pd.DataFrame:
     """A frame whose categories, of `columns` or else those found, have the text that stands in the file."""
+    header = pd.read_csv(path, nrows=0).columns.tolist()
+    if len(header) == 1 and (signs := [sign for sign in (";", "\t", "|") if sign in header[0]]):
+        raise ValueError(
+            f"its values are parted by {signs[0]!r}; save it with commas, and points in its numbers"
+        )
 
     def frame_with(texts: Iterable[str]) -> pd.DataFrame:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # of lines longer than the header
-            return pd.read_csv(path, index_col=False, low_memory=False, dtype=dict.fromkeys(texts, str))
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            try:
+                return pd.read_csv(path, index_col=False, low_memory=False, dtype=dict.fromkeys(texts, str))
+            except pd.errors.ParserWarning as error:
+                raise ValueError("a line has more values than the first has names") from error
 
     if columns is not None:
         return frame_with(column.name for column in columns if column.categories is not None)
@@ -184,9 +194,9 @@ def of_frame(
     if f"{label}.1" in frame:  # pandas' name for a second one, which would be learned from
         raise SettingError(f"data.label={label}: {path.name} has two columns of that name; rename one")
     if label not in frame:
+        what = "null: name the column of classes" if label is None else f"{label}: there is no such column"
         raise SettingError(
-            f"data.label={'null' if label is None else label}: the column of classes in {path.name}; "
-            f"there are {some([str(name) for name in frame])}"
+            f"data.label={what} in {path.name}; there are {some([str(name) for name in frame])}"
         )
     columns = tuple(column_of(name, values, path) for name, values in frame.items() if name != label)
     x = encoded(frame, columns, path)

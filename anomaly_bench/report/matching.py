@@ -14,7 +14,7 @@ from anomaly_bench.record import Record, plain_yaml
 from anomaly_bench.report.printed import Printed
 from anomaly_bench.report.results import SHOWN_ELSEWHERE
 
-SAME_ANYWHERE = ("data.root", "data.download", "trainer.device", "trainer.eval_every")
+SAME_ANYWHERE = ("data.root", "trainer.eval_every")
 """Settings that say where and how, not what is computed."""
 
 NO_CLASSES = ("mean", "overall", "any")

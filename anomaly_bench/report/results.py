@@ -37,7 +37,10 @@ SHOWN_ELSEWHERE = SWEPT | {
     "runs_dir",
     "rerun",
     "tracker",
+    "trainer.device",
+    "data.download",
 }
+"""Settings that other columns or notes show, or that change no number."""
 
 NAMED = ("data", "protocol", "model", "seed")
 """What a record has to say to stand in a table."""

@@ -238,7 +238,7 @@ def test_methods_on_other_parts_of_the_data_are_told_apart():
 
 
 def test_the_rows_and_what_all_runs_were_told_of_the_data_are_below_the_table():
-    told = ["data.limit=500", "protocol.rho=0.1", "model.nz=3"]
+    told = ["data.limit=500", "data.download=False", "protocol.rho=0.1", "model.nz=3"]
     short = made_up(model="ae", n_train=1400, n_test=50, overrides=told)
     shorter = made_up(model="knn", n_train=1000, n_test=50, overrides=told)
     expected = "Rows: 1,000–1,400 in training, 50 in the test (data.limit=500, protocol.rho=0.1)."
@@ -431,6 +431,13 @@ def test_text_has_every_setting_that_tells_rows_apart():
     records = [made_up(settings_hash=f"{lr}", overrides=overrides) for lr, overrides in told.items()]
     lines = [line.split("  ")[0].removesuffix(",") for line in formats.text(table_of(*records)).splitlines()]
     assert [line for line in lines if re.fullmatch(r"[a-z._]+=\w+", line)] == [*told[1], *told[2]]
+
+
+def test_where_a_run_was_computed_is_no_part_of_its_name():
+    typed = [["model.lr=1"], ["model.lr=2", "trainer.device=cuda", "data.download=False"]]
+    records = [made_up(overrides=overrides, settings_hash=overrides[0]) for overrides in typed]
+    named = {row["settings"] for row in rows_of(table_of(*records)) if row["settings"]}
+    assert named == {"model.lr=1", "model.lr=2"}
 
 
 def test_long_names_are_cut_before_a_table_is_parted():
