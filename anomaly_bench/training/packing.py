@@ -100,17 +100,22 @@ def places_to_pack(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Modu
 
 def packable(layer: Convolution) -> bool:
     """Whether nothing looks at the layer but through its output, and oneDNN has all that it does."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks
     plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return plain and not hooked and not is_parametrized(layer) and layer.weight.dtype == torch.float32
+    return plain and not hooked(layer) and not is_parametrized(layer) and layer.weight.dtype == torch.float32
 
 
 def next_activation(following: list[tuple[str, nn.Module]]) -> tuple[str, nn.Module]:
     """Name of the next layer that does anything, and itself, if oneDNN has that activation; else no name."""
     for name, layer in following:
         if type(layer) is not nn.Identity:
-            return (name, layer) if type(layer) in ACTIVATIONS else ("", nn.Identity())
+            plain = type(layer) in ACTIVATIONS and not hooked(layer)
+            return (name, layer) if plain else ("", nn.Identity())
     return "", nn.Identity()
+
+
+def hooked(layer: nn.Module) -> bool:
+    """Whether somebody looks at what goes into the layer, or comes out."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def of_onednn(layer: Convolution, activation: nn.Module) -> tuple[LayOut, Compute]:

@@ -147,6 +147,14 @@ def test_an_activation_behind_another_layer_stays_behind_it() -> None:
             torch.testing.assert_close(network(images()), expected)
 
 
+def test_an_activation_that_is_looked_at_is_computed_by_itself() -> None:
+    network, seen = nn.Sequential(LAYERS["plain"], nn.ReLU()), []
+    network[1].register_forward_hook(lambda _, inputs, out: seen.append(out))
+    with torch.no_grad(), packed(network):
+        out = network(images())
+    assert [x is out for x in seen] == [True]
+
+
 class Aside(nn.Module):
     """An activation that is named after a convolution, and is no part of it."""
 
