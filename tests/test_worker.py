@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 
-from anomaly_bench import sweep
+from anomaly_bench import sweep, worker
 from anomaly_bench.cli import answer
 
 MINE = '''
@@ -262,3 +263,9 @@ def test_workers_end_with_the_sweep_that_started_them(place, tmp_path):
     while any(Path(f"/proc/{pid}").exists() for (pid,) in waiting):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_what_goes_wrong_around_a_job_reaches_the_sweep(monkeypatch):
+    done = JobReturn(status=JobStatus.FAILED, _return_value=OSError("no room"))
+    monkeypatch.setattr("hydra.core.utils.run_job", lambda **_: done)
+    assert worker.run({"hydra": {"overrides": {"task": ["seed=1"]}}}) == "OSError: no room"
