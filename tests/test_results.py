@@ -141,6 +141,70 @@ def test_the_findings_have_the_gans_as_the_records_give_them():
     assert wanted in FINDINGS.read_text(encoding="utf-8")
 
 
+def of_classes(folder: str, metric: str = "auroc") -> dict[str, pd.DataFrame]:
+    """Numbers beside a paper's, by variant (empty for none) and then by class, without means."""
+    frame = pd.read_csv(RESULTS / folder / "paper.csv", dtype={"class": str}).dropna(subset="mean")
+    frame = frame[(frame["metric"] == metric) & (frame["class"] != "mean")]
+    variants = frame["variant"].astype(object).where(frame["variant"].notna(), "")
+    return {variant: own.set_index("class") for variant, own in frame.groupby(variants)}
+
+
+def test_the_findings_have_ganomaly_at_full_length_as_the_records_give_it():
+    short_runs, long_runs = (
+        of_classes("ganomaly_mnist")["trainer.max_epochs=1"],
+        of_classes("ganomaly_mnist_full_length"),
+    )
+    plain, batch = long_runs[""], long_runs["evaluation.batch_norm=batch, evaluation.batch_size=64"]
+    digits = sorted(plain.index)
+    assert sorted(batch.index) == digits
+    rows = {
+        "digit": digits,
+        "untrained": map(short, plain["untrained_mean"]),
+        "one epoch": map(short, short_runs.loc[plain.index, "mean"]),
+        "fifteen epochs": map(short, plain["mean"]),
+        "fifteen, batch norm by test batches of 64": map(short, batch["mean"]),
+        "untrained, batch norm by test batches": map(short, batch["untrained_mean"]),
+        "the paper's Figure 4a": map(short, plain["printed"]),
+    }
+    for name, cells in rows.items():
+        assert f"| {name} | {' | '.join(cells)} |" in FINDINGS.read_text(encoding="utf-8").splitlines()
+
+
+def test_the_findings_have_deep_svdd_as_the_records_give_it():
+    own = of_classes("deep_svdd_mnist")[""]
+    lines = FINDINGS.read_text(encoding="utf-8").splitlines()
+    for name, column in (("paper", "printed"), ("ours", "mean"), ("untrained", "untrained_mean")):
+        assert f"| {name} | {' | '.join(map(short, [*own[column], own[column].mean()]))} |" in lines
+
+
+@pytest.mark.parametrize(
+    ("start", "folder", "model", "settings"),
+    [
+        ("nearest neighbours", "pretrained_cifar10_jpeg", "pretrained", ""),
+        ("GeoTrans", "geotrans_cifar10_jpeg", "geotrans", "data.limit=5000, model.widen_factor=2"),
+        ("E3Outlier", "e3outlier_cifar10_jpeg", "e3outlier", "data.limit=2500"),
+        ("Deep SVDD", "deep_svdd_cifar10_jpeg", "deep_svdd", "data.limit=2500"),
+        ("DAGMM on images", "dsebm_dagmm_cifar10_jpeg", "dagmm_conv", ""),
+        ("DSEBM ([", "dsebm_dagmm_cifar10_jpeg", "dsebm", "default"),
+        ("OC-SVM on pixels, chosen by no label", "ocsvm_cifar10_jpeg", "ocsvm", ""),
+        ("SimCLR", "simclr_cifar10_jpeg", "simclr", ""),
+    ],
+)
+def test_the_findings_have_one_class_cifar10_as_the_records_give_it(start, folder, model, settings):
+    frame = pd.read_csv(RESULTS / folder / "table.csv")
+    frame = frame[(frame["model"] == model) & frame["class"].isin(["automobile", "cat", "ship"])]
+    if settings:
+        frame = frame[frame["settings"] == settings]
+    own = frame.sort_values("class")
+    assert len(own) == 3
+    (line,) = [
+        one for one in FINDINGS.read_text(encoding="utf-8").splitlines() if one.startswith(f"| {start}")
+    ]
+    ours, untrained = (" ".join(map(short, own[column])) for column in ("mean", "untrained_mean"))
+    cells = [cell.strip() for cell in line.split("|")]
+    assert (cells[2], cells[4]) == (ours, untrained)
+
+
 @pytest.mark.parametrize("sets", [("arrhythmia", "thyroid"), ("kddcup99", "kddcup99_rev")], ids="-".join)
 def test_the_findings_have_the_table_of_dagmm_as_the_records_give_it(sets):
     tables = []
