@@ -59,44 +59,44 @@ class PatchNetwork(nn.Module):
         self.p = p
         self.reach = 1
         layers: list[nn.Module] = []
-        step = 1  # pixels of the image between two neighbours of the map
+        apart = 1  # pixels of the image between two neighbours of the map
+        *_, last = LAYERS[p]
         for layer in LAYERS[p]:
             if layer is None:  # a pool
-                layers.append(nn.MaxPool2d(2))
-                self.reach += step
-                step *= 2
+                layers.append(nn.MaxPool2d(2, stride=1, dilation=apart))
+                self.reach += apart
+                apart *= 2
             else:
-                filters = layer.filters * width
-                layers += [nn.Conv2d(channels, filters, layer.side), nn.LeakyReLU(SLOPE)]
-                self.reach += step * (layer.side - 1)
+                filters = d if layer is last else layer.filters * width
+                layers += [nn.Conv2d(channels, filters, layer.side, dilation=apart), nn.LeakyReLU(SLOPE)]
+                self.reach += apart * (layer.side - 1)
                 channels = filters
-        *layers, last, _ = layers
-        assert isinstance(last, nn.Conv2d)
-        self.layers = nn.Sequential(*layers, nn.Conv2d(last.in_channels, d, last.kernel_size[0]))
+        self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Vectors `[N, d]`."""
-        return self.layers(patches).flatten(1)
+        """Vectors `[N, d]`, for training: the layers with strides, where those of `dense` are dilated."""
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                patches = conv2d(patches, layer.weight, layer.bias)
+            elif isinstance(layer, nn.MaxPool2d):
+                patches = max_pool2d(patches, 2)
+            elif isinstance(layer, nn.LeakyReLU):
+                patches = layer(patches)
+            else:
+                raise TypeError(
+                    f"patches are described in training only, found a layer {type(layer).__name__}"
+                )
+        return patches.flatten(1)
 
     def dense(self, x: Tensor) -> Tensor:
         """Vectors `[N, d, H, W]` of the patches around all pixels of images `[N, C, H, W]`, black beyond their edges.
 
-        Each pool of stride 2 becomes one of stride 1, after which neighbours lie twice as far apart: all layers
-        behind it are dilated by two.
+        Each pool of stride 2 is one of stride 1, after which neighbours lie twice as far apart: all layers behind it
+        are dilated by two.
         """
         before = self.p // 2
         after = self.reach - 1 - before
-        x = pad(x, (before, after, before, after), value=BLACK)
-        apart = 1
-        for layer in self.layers:
-            if isinstance(layer, nn.Conv2d):
-                x = conv2d(x, layer.weight, layer.bias, dilation=apart)
-            elif isinstance(layer, nn.MaxPool2d):
-                x = max_pool2d(x, 2, stride=1, dilation=apart)
-                apart *= 2
-            else:
-                x = layer(x)
-        return x
+        return self.layers(pad(x, (before, after, before, after), value=BLACK))
 
 
 # ------------------------------------------------------------------------------ patches

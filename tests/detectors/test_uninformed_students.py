@@ -18,6 +18,7 @@ from anomaly_bench.detectors.uninformed_students import UninformedStudents, held
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.patch import moved, patches_at, random_pixels, varied
 from anomaly_bench.training.control import untrained
+from anomaly_bench.training.scoring import score_rows
 
 SHAPE = (1, 8, 6)
 
@@ -327,3 +328,11 @@ def test_learning_tells_new_twos_from_other_digits():
         before, after = auroc(control, test, anomalous), auroc(detector, test, anomalous)
         assert after > 0.9
         assert 1 - after < 0.5 * (1 - before)
+
+
+def test_scores_are_those_of_the_layers_as_they_are_written():
+    detector, rows = small((1, 28, 28), patch_sizes=[17, 33, 65]), Rows(noise(4, (1, 28, 28)))
+    plain, folded = (
+        score_rows(detector, rows, precision="fp32", batch_size=4, fold=fold) for fold in (False, True)
+    )
+    torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-4)

@@ -5,6 +5,7 @@ from torch.nn.functional import leaky_relu, pad
 
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.patch import PatchNetwork, moved, patches_at, random_pixels, varied
+from anomaly_bench.training.packing import packed
 
 REACH = {17: 17, 33: 32, 65: 60}
 """Pooling leaves out the last pixel of 33, and the last five of 65."""
@@ -45,19 +46,33 @@ def test_it_sees_all_of_the_patch_but_what_pooling_leaves_out(p):
 
 
 def test_layers_are_the_papers():
-    sides = {17: [12, 8, 4, 1], 33: [29, 14, 10, 5, 4, 1], 65: [61, 30, 26, 13, 9, 4, 1, 1]}
-    for p, expected in sides.items():
-        x, found = torch.zeros(1, 3, p, p), []
-        net = PatchNetwork(p, 3)
+    layers = {
+        17: [(6, 128, 1), (5, 256, 1), (5, 256, 1), (4, 128, 1)],
+        33: [(5, 128, 1), 1, (5, 256, 2), 2, (2, 256, 4), (4, 128, 4)],
+        65: [(5, 128, 1), 1, (5, 128, 2), 2, (5, 256, 4), 4, (4, 256, 8), (1, 128, 8)],
+    }
+    for p, expected in layers.items():
+        net, found = PatchNetwork(p, 3), []
         for layer in net.layers:
-            x = layer(x)
-            if not isinstance(layer, nn.LeakyReLU):
-                found.append(x.shape[2])
+            if isinstance(layer, nn.Conv2d):
+                found.append((layer.kernel_size[0], layer.out_channels, layer.dilation[0]))
+            elif isinstance(layer, nn.MaxPool2d):
+                assert (layer.kernel_size, layer.stride) == (2, 1)
+                found.append(layer.dilation)
         assert found == expected
-        assert x.shape == (1, 128, 1, 1)
+        assert net(torch.zeros(1, 3, p, p)).shape == (1, 128)
         assert all(m.negative_slope == 5e-3 for m in net.modules() if isinstance(m, nn.LeakyReLU))
-    filters = [m.out_channels for m in PatchNetwork(33, 3).modules() if isinstance(m, nn.Conv2d)]
-    assert filters == [128, 256, 256, 128]
+
+
+@pytest.mark.parametrize("p", REACH)
+def test_it_describes_the_same_where_convolutions_are_packed(p):
+    net, x = network(p), torch.rand(2, 2, 20, 13) * 2 - 1
+    with torch.no_grad():
+        expected = net.dense(x)
+        with packed(net):
+            torch.testing.assert_close(net.dense(x), expected, rtol=1e-4, atol=1e-4)
+            with pytest.raises(TypeError, match="in training only"):
+                net(x)
 
 
 def test_the_smallest_network_written_out():
