@@ -91,7 +91,7 @@ OWN: dict[str, dict[str, object]] = {
     },
     "simclr_ocsvm": {"simclr_dim": 16, "tau": 0.2, "lr": 0.2, "warm_up": 2, "batch_size": 40, "epochs": 15},
     "uninformed_students": {
-        **{"patch_sizes": [17], "students": 2, "d": 6, "teacher_steps": 20, "teacher_lr": 1e-3},
+        **{"patch_sizes": [33], "students": 2, "d": 6, "teacher_steps": 20, "teacher_lr": 1e-3},
         **{"lr": 5e-3, "batch_size": 24, "epochs": 10},
     },
     "ocsvm_ae": {"code": 64, "lr": 5e-4},  # codes of few entries, or pressed against -1 and 1, are all alike
