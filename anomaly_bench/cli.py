@@ -3,10 +3,8 @@
 import argparse
 import contextlib
 import io
-import itertools
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -35,8 +33,8 @@ from anomaly_bench.refusals import (
     refuse,
     words_are_commands,
 )
+from anomaly_bench.usage import GROUPS, lines_of_choices, usage
 
-GROUPS = {"models": "model", "data": "data", "protocols": "protocol", "experiments": "experiment"}
 FOUND = 3
 """Exit code of `score --fail-on-anomaly` that found one."""
 
@@ -76,6 +74,9 @@ def answer(arguments: list[str]) -> int:
         if arguments and arguments[0] in COMMANDS:
             with notices():
                 return COMMANDS[arguments[0]](arguments[1:])
+        if {"--help", "-h"} & set(arguments):
+            print(usage(folder_of_configs(arguments)))
+            return 0
         return launch(arguments)
     except SettingError as error:
         return refuse(str(error))
@@ -244,9 +245,9 @@ class Arguments(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Refuse what was typed."""
-        raise SettingError(
-            f"{self.prog.split()[-1]}: {one_line(message)}; {self.prog} --help shows what it takes"
-        )
+        command = self.prog.removeprefix("anomaly-bench").strip()
+        said = f"{command}: {one_line(message)}" if command else one_line(message)
+        raise SettingError(f"{said}; {self.prog} --help shows what it takes")
 
 
 def report(arguments: list[str]) -> int:
@@ -363,42 +364,21 @@ def recommend(arguments: list[str]) -> int:
     return 0
 
 
+def folder_of_configs(arguments: list[str]) -> Path | None:
+    """The folder that `--config-dir` among the arguments names."""
+    parser = Arguments("anomaly-bench", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    return parser.parse_known_args(arguments)[0].config_dir
+
+
 def list_choices(arguments: list[str]) -> int:
     """`list [models|data|protocols|experiments]`: what there is, a line each."""
     parser = Arguments("anomaly-bench list", description=list_choices.__doc__)
     parser.add_argument("what", nargs="?", choices=sorted(GROUPS), help="default: all")
     parser.add_argument("--config-dir", metavar="DIR", type=Path, help="folder of configs of your own")
     given = parser.parse_args(arguments)
-    own = given.config_dir
-    if own is not None and not own.is_dir():
-        raise SettingError(f"--config-dir {own}: there is no such folder")
-    for title, group in GROUPS.items():
-        places = [place / group for place in (own, CONFIGS) if place is not None]
-        choices = {path.stem: path for place in places for path in place.glob("*.yaml")}
-        if given.what not in (None, title) or not choices:
-            continue
-        if given.what is None:
-            print(title)
-        for name, path in sorted(choices.items()):
-            print(f"  {name:<26}{headline(path)}")
+    print("\n".join(lines_of_choices(given.what, given.config_dir)))
     return 0
-
-
-def headline(path: Path) -> str:
-    """The first line of a config's first comment, which says what it is, to the end of its last sentence.
-
-    Hydra's own `# @package` stands above it.
-    """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    first = next((number for number, line in enumerate(lines) if re.match("# [^@]", line)), len(lines))
-    said = ""
-    for line in itertools.takewhile(lambda line: line.startswith("# "), lines[first:]):
-        text = line.lstrip("# ").rstrip()
-        if not said:
-            said = text
-        elif not said.endswith("."):
-            said += " " + re.split(r"(?<=\.) ", text)[0]
-    return said
 
 
 COMMANDS = {"report": report, "score": score, "export": export, "recommend": recommend, "list": list_choices}

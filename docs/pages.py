@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import re
-import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from anomaly_bench import cli
+from anomaly_bench.usage import headline, usage
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 CONFIGS = CHECKOUT / "configs"
@@ -128,7 +128,7 @@ def findings() -> str:
 def evaluation(text: str) -> str:
     """Who is normal, and what may look at the test set."""
     lines = [
-        f"| `{path.stem}` | {cli.headline(path)} |" for path in sorted((CONFIGS / "protocol").glob("*.yaml"))
+        f"| `{path.stem}` | {headline(path)} |" for path in sorted((CONFIGS / "protocol").glob("*.yaml"))
     ]
     table = "\n".join(["| protocol | who is normal |", "| --- | --- |", *lines])
     files = "\n".join(code(path) for path in sorted((CONFIGS / "evaluation").glob("*.yaml")))
@@ -255,24 +255,7 @@ def commands() -> str:
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
             command(["--help"])
         blocks.append(f"## anomaly-bench {name}\n\n```text\n{said.getvalue()}```\n")
-    helped = (CONFIGS / "hydra" / "help" / "anomaly_bench.yaml").read_text(encoding="utf-8")
-    runs = re.search(r"(?ms)^template: \|\n(.*)", helped)
-    assert runs is not None
-    text = re.sub(r"(?m)^  ", "", runs[1]).replace("${hydra.help.header}\n", "")
-    text = text.replace("$APP_CONFIG_GROUPS\n", "".join(f"{line}\n" for line in choices()))
-    text = re.sub(r"(?m)^.*\$\{hydra\.help\.footer\}.*\n?", "", text)
-    return "\n".join([f"# Commands\n\n## Runs and sweeps\n\n```text\n{text}```\n", *blocks])
-
-
-def choices() -> list[str]:
-    """The groups of the configs with what each has."""
-    groups = ("model", "data", "protocol", "evaluation", "trainer", "experiment")
-    names = {group: sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) for group in groups}
-    return [
-        line
-        for group in groups
-        for line in textwrap.wrap(f"{group}: {', '.join(names[group])}", 100, subsequent_indent=" " * 4)
-    ]
+    return "\n".join([f"# Commands\n\n## Runs and sweeps\n\n```text\n{usage()}\n```\n", *blocks])
 
 
 def api() -> str:

@@ -501,6 +501,17 @@ def test_list_and_help_say_what_there_is(bench):
         "model: aae",
     ):
         assert word in out
+    assert bench("-m", "model=ae", "-h")[1] == out
+
+
+def test_help_has_a_users_own_choices(bench, tmp_path):
+    (tmp_path / "mine/model").mkdir(parents=True)
+    (tmp_path / "mine/model/shallow.yaml").write_text("# A shallow autoencoder.\n")
+    for arguments in (["--config-dir", "mine"], ["-cd", "mine"], ["--config-dir=mine"]):
+        code, out, _ = bench(*arguments, "--help")
+        assert (code, "shallow" in out) == (0, True)
+    code, out, err = bench("--config-dir", "--help")
+    assert (code, out, err.count("anomaly-bench: ")) == (2, "", 1)
 
 
 def test_list_breaks_no_sentence_off(bench):

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "places": set(),
     "machine": set(),
     "refusals": {"errors", "places"},
+    "usage": {"errors", "places"},
     "jobs": {"record", "refusals", "report"},
     "record": set(),
     "losses": set(),
@@ -196,6 +197,11 @@ def test_reports_are_made_without_torch(room: str) -> None:
             {"torch", "torchvision", "hydra", "matplotlib"},
         ),
         ("import anomaly_bench.cli", {"torch", "sklearn", "pandas", "numpy", "matplotlib", "hydra"}),
+        (
+            "from contextlib import redirect_stdout as to; import sys; from anomaly_bench.cli import answer\n"
+            "with to(sys.stderr): answer(['--help']), answer(['list'])",
+            {"torch", "sklearn", "pandas", "numpy", "matplotlib", "hydra", "omegaconf"},
+        ),
         (
             "import hydra_plugins.anomaly_bench_launcher",
             {"torch", "sklearn", "pandas", "numpy", "matplotlib"},
