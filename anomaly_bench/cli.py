@@ -24,6 +24,7 @@ from anomaly_bench.refusals import (
     as_typed,
     commands_come_first,
     explained,
+    flags_among,
     for_each_job,
     frequent_slips,
     groups_take_names,
@@ -66,14 +67,14 @@ def unheard(lost: "sys.UnraisableHookArgs") -> None:
 def answer(arguments: list[str]) -> int:
     """Do what the arguments say; gives the exit code: 2 for what the user can put right, 1 for a failure."""
     try:
-        if arguments == ["--version"]:
-            print(f"anomaly-bench {__version__}")
-            return 0
         if arguments[:1] in (["--config-dir"], ["-cd"]) and arguments[2:3] == ["list"]:
             arguments = ["list", *arguments[3:], "--config-dir", arguments[1]]
         if arguments and arguments[0] in COMMANDS:
             with notices():
                 return COMMANDS[arguments[0]](arguments[1:])
+        if "--version" in arguments:
+            print(f"anomaly-bench {__version__}")
+            return 0
         if {"--help", "-h"} & set(arguments):
             print(usage(folder_of_configs(arguments)))
             return 0
@@ -127,6 +128,7 @@ def launch(arguments: list[str]) -> int:
     words_are_commands(arguments, COMMANDS)
     commands_come_first(arguments, COMMANDS)
     frequent_slips(arguments)
+    flags = flags_among(arguments)
     groups_take_names(arguments)
     ranges_stand_alone(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
@@ -144,8 +146,14 @@ def launch(arguments: list[str]) -> int:
         program(lambda settings: task_anywhere(settings, outcome, sweep, home))()
         if "error" in outcome:
             raise outcome["error"]
+    except SystemExit:
+        if not flags.cfg:
+            raise
+        return 2  # there is no such part, as Hydra has said
     except Exception as error:
         line = explained(error, arguments)
+        if line is None and isinstance(error, ValueError) and not (outcome or SweepTable.begun):
+            line = one_line(error)  # of flags that do not go together
         if line is not None:
             return refuse(line)
         if SweepTable.begun is None:

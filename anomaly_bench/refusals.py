@@ -5,9 +5,10 @@ import os
 import re
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 from anomaly_bench.errors import SettingError
 from anomaly_bench.places import CONFIGS
@@ -52,6 +53,21 @@ def frequent_slips(arguments: Sequence[str]) -> None:
             raise SettingError(f"{argument}: settings have no dashes; write {word}=VALUE")
         if argument == "runs_dir=":  # of a shell's variable that is not set; a sweep would write to /
             raise SettingError("runs_dir=: a folder is needed, such as runs_dir=. for this one")
+
+
+def flags_among(arguments: Sequence[str]) -> Namespace:
+    """Hydra's flags; refuses those that it would answer with its usage, and the one that would unpickle a file."""
+    from hydra._internal.utils import get_args_parser
+
+    def error(message: str) -> NoReturn:
+        raise SettingError(f"{one_line(message)}; --hydra-help shows the flags there are")
+
+    parser = get_args_parser()
+    parser.error = error
+    flags = parser.parse_args(list(arguments))
+    if flags.experimental_rerun is not None:
+        raise SettingError("--experimental-rerun: it unpickles a file; type the command again instead")
+    return flags
 
 
 def words_are_commands(arguments: Sequence[str], commands: Iterable[str]) -> None:

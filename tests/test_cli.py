@@ -284,6 +284,11 @@ def test_a_disk_without_room_for_notes_is_told_at_the_end(bench, monkeypatch, ca
         (["data.root=a", "b"], ["b: no KEY=VALUE", "quotes within quotes"]),
         (["abnormal_class=0.5"], ["abnormal_class=0.5: a whole number or a name (in quotes within quotes"]),
         (["--model", "ganomaly"], ["--model", "write model=VALUE"]),
+        (["--nowhere"], ["unrecognized arguments: --nowhere; --hydra-help shows the flags"]),
+        (["--cfg", "foo"], ["argument --cfg", "'foo'"]),
+        (["-m", "--cfg", "job"], ["Only one of --run, --multirun, --cfg"]),
+        (["--cfg", "job", "-p", "nowhere"], ["'nowhere' not found"]),
+        (["--experimental-rerun", "a.pickle"], ["--experimental-rerun: it unpickles a file"]),
         (["abnormal_class=0,1"], ["abnormal_class"]),
         (["score", "nowhere", "x.png"], ["nowhere", "finished run"]),
         (["report", "nowhere"], ["nowhere"]),
@@ -502,6 +507,7 @@ def test_list_and_help_say_what_there_is(bench):
     ):
         assert word in out
     assert bench("-m", "model=ae", "-h")[1] == out
+    assert bench("-m", "--version") == bench("--version") == (0, f"anomaly-bench {cli.__version__}\n", "")
 
 
 def test_help_has_a_users_own_choices(bench, tmp_path):
@@ -682,6 +688,16 @@ def test_how_a_command_ends_is_told_by_its_exit_code(bench, monkeypatch, error, 
     found, out, err = bench("list")
     assert (found, out) == (code, "")
     assert ("Traceback" in err) == (code != 130)
+
+
+def test_an_error_within_a_run_is_no_mistake_of_the_user(bench, monkeypatch):
+    def failing(*_):
+        raise ValueError("shapes differ")
+
+    monkeypatch.setattr(cli, "one_run", failing)
+    code, out, err = bench(*TINY)
+    assert (code, out) == (1, "")
+    assert "unexpected ValueError: shapes differ" in err
 
 
 def test_who_reads_no_further_ends_it_well():

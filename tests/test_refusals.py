@@ -8,6 +8,7 @@ from anomaly_bench.cli import COMMANDS, answer
 from anomaly_bench.errors import SettingError
 from anomaly_bench.refusals import (
     explained,
+    flags_among,
     for_each_job,
     frequent_slips,
     groups_take_names,
@@ -28,6 +29,7 @@ def test_a_setting_with_dashes_is_refused(word):
 )
 def test_what_hydra_takes_is_no_slip(arguments):
     frequent_slips(arguments)
+    flags_among(arguments)
     words_are_commands(arguments, ["report"])
     groups_take_names(arguments)
 
