@@ -41,6 +41,7 @@ of the run moves them even where the generator has learned alike.
 
 import math
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,7 @@ class ADGAN(Detector):
     """
 
     foldable = False
+    scored_by: ClassVar[tuple[str, ...]] = ("descent_steps", "z_lr", "g_lr")
     start: Tensor
 
     def __init__(

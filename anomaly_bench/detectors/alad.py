@@ -49,7 +49,7 @@ does, and `data.scale=null` is the other. On KDD Cup 1999 a network can pass for
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,8 @@ class ALAD(Detector):
         ema_decay: of the averaged weights that score.
         lr, beta1, batch_size, epochs: of all Adams.
     """
+
+    scored_by: ClassVar[tuple[str, ...]] = ("score_method",)
 
     def __init__(
         self,

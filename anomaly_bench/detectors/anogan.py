@@ -49,6 +49,7 @@ otherwise for another batch size, scores follow.
 
 import math
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +126,7 @@ class AnoGAN(Detector):
     """
 
     foldable = False
+    scored_by: ClassVar[tuple[str, ...]] = ("lambda_", "descent_steps", "z_lr")
     start: Tensor
 
     def __init__(

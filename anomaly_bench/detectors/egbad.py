@@ -46,6 +46,7 @@ that were partly trained on; GANomaly's figure prints them beside its own AUROCs
 
 from collections.abc import Iterator
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,8 @@ class EGBAD(Detector):
         first_activation: whether the encoder of images has one after its first convolution.
         lr, beta1, batch_size, epochs: of all Adams.
     """
+
+    scored_by: ClassVar[tuple[str, ...]] = ("score_method", "w")
 
     def __init__(
         self,

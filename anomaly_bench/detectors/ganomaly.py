@@ -46,6 +46,7 @@ under `con`.
 
 import copy
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -79,6 +80,8 @@ class GANomaly(Detector):
         score_norm: `l2` or `l1`; see above.
         lr, beta1, batch_size, epochs: of both Adams.
     """
+
+    scored_by: ClassVar[tuple[str, ...]] = ("score_norm",)
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ and the window are not in it, so that no run here reproduces it.
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +124,8 @@ class PositiveSample(Detector):
             highest alone.
         lr, beta1, batch_size, epochs: of both Adams.
     """
+
+    scored_by: ClassVar[tuple[str, ...]] = ("window", "top")
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ to 0 may be the discriminator's doing, and tells little of G.
 import copy
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +113,8 @@ class SkipGANomaly(Detector):
     """
 
     splits = True
+
+    scored_by: ClassVar[tuple[str, ...]] = ("lambda_",)
 
     def __init__(
         self,
