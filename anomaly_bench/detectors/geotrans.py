@@ -43,10 +43,11 @@ rounds, `model.epochs=72`. The Dirichlet distributions are fitted to answers on 
 learned, and the score adds up the logarithms of all 72 answers, most of them next to 0: of a network that is
 sure of itself it tells how sure, and hardly whether it is right. `model.score_by=simple` looks at the right
 answers only, and `-m model.score_by=dirichlet,simple` trains once for both. The untrained control has such
-distributions too, of a random network's answers, so that it need not be near .5. JPEG files of the size that
-they are learned at tell quarter turns by their compression, which differs along rows and columns:
-`scripts/even_out_jpeg.py` makes a copy that tells less. The paper's classes go from .747 (airplanes) to .957
-(automobiles): a flat profile is a sign of a mistake.
+distributions too, of a random network's answers, so that it need not be near .5. The compression of JPEG
+files differs along rows and columns, which tells quarter turns where images are learned at the size of their
+files: of 5,000 cats the AUROC, half as wide, is .553 from JPEG files and .705 from lossless ones.
+`scripts/even_out_jpeg.py` makes a copy that tells less, and helps little. The paper's classes go from .747
+(airplanes) to .957 (automobiles): a flat profile is a sign of a mistake.
 """
 
 from collections.abc import Iterator
