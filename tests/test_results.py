@@ -193,6 +193,7 @@ def test_the_findings_have_deep_svdd_as_the_records_give_it():
         ("Deep SVDD", "deep_svdd_cifar10_jpeg", "deep_svdd", "data.limit=2500"),
         ("DAGMM on images", "dsebm_dagmm_cifar10_jpeg", "dagmm_conv", ""),
         ("DSEBM ([", "dsebm_dagmm_cifar10_jpeg", "dsebm", "default"),
+        ("DSEBM, lossless", "geotrans_cifar10_lossless", "dsebm", "data.limit=5000"),
         ("OC-SVM on pixels, chosen by no label", "ocsvm_cifar10_jpeg", "ocsvm", ""),
         ("SimCLR", "simclr_cifar10_jpeg", "simclr", ""),
     ],
