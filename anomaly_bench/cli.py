@@ -146,8 +146,8 @@ def launch(arguments: list[str]) -> int:
         program(lambda settings: task_anywhere(settings, outcome, sweep, home))()
         if "error" in outcome:
             raise outcome["error"]
-    except SystemExit:
-        if not flags.cfg:
+    except SystemExit as end:
+        if not (flags.cfg and end.code):
             raise
         return 2  # there is no such part, as Hydra has said
     except Exception as error:

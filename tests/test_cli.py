@@ -507,6 +507,7 @@ def test_list_and_help_say_what_there_is(bench):
     ):
         assert word in out
     assert bench("-m", "model=ae", "-h")[1] == out
+    assert bench("--hydra-help", "--cfg", "job")[0] == 0
     assert bench("-m", "--version") == bench("--version") == (0, f"anomaly-bench {cli.__version__}\n", "")
 
 
