@@ -1,7 +1,9 @@
-"""What this process may use of the machine it runs on: cores and memory, within its control group's bounds."""
+"""The machine a process runs on, and what it may use of it: cores and memory, within its control group's bounds."""
 
 import contextlib
 import os
+import platform
+import re
 from pathlib import Path
 
 
@@ -23,6 +25,32 @@ def free_gib() -> float:
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**31
     return 4.0
+
+
+def described() -> dict[str, str | int | float | None]:
+    """The processor's name, the cores this process may use, the memory in GiB, and the operating system."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores(),
+        "memory_gib": _memory_gib(),
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return named[1].strip() if named else platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _first_line(path: str) -> str:

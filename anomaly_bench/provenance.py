@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from anomaly_bench import record
+from anomaly_bench import machine, versions
 from anomaly_bench.compose import Job
 from anomaly_bench.data.dataset import row_hashes
 from anomaly_bench.targets import declares
@@ -46,9 +46,9 @@ def provenance(job: Job) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "deterministic": job.values["deterministic"],
         **({"processes": parallel.processes()} if parallel.processes() > 1 else {}),
-        "versions": record.versions(),
-        "machine": record.machine(),
-        "git": record.git_revision(),
+        "versions": versions.of_packages(),
+        "machine": machine.described(),
+        "git": versions.git_revision(),
         "started": now(),
     }
 

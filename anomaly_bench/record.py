@@ -8,14 +8,10 @@ import json
 import logging
 import math
 import os
-import platform
 import re
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
@@ -29,7 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("anomaly_bench")
 
-PACKAGES = ("anomaly-bench", "torch", "torchvision", "numpy", "scikit-learn")
 SWEPT = frozenset({"abnormal_class", "normal_class", "seed"})
 FORMULA = re.compile(r"['\s]*[=+\-@\t\r＝＋－＠]")
 """How a text begins that a spreadsheet may run; its full-width signs count, and what is in front of it is trimmed."""
@@ -368,50 +363,3 @@ def safe_name(text: str) -> str:
     """
     safe = re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII).lstrip(".")[:40]
     return safe if safe == text and safe else f"{safe}{hashlib.sha256(text.encode()).hexdigest()[:5]}"
-
-
-@cache
-def git_revision() -> str | None:
-    """The commit of the checkout this package lies in, with `-dirty` after local changes; None elsewhere."""
-    checkout = Path(__file__).resolve().parent.parent
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        answer = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip()
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that can move a number; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def machine() -> dict[str, str | int | float | None]:
-    """The processor's name, the cores this process may use, the memory in GiB, and the operating system."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": _cpu_name(), "cores": cores, "memory_gib": _memory_gib(), "platform": platform.platform()}
-
-
-def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return named[1].strip() if named else platform.processor() or platform.machine()
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None

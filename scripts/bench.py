@@ -38,7 +38,7 @@ from bench_processes import Contender, Ended, run
 from bench_table import OURS, table
 from PIL import Image
 
-from anomaly_bench import record
+from anomaly_bench import machine, record, versions
 from anomaly_bench.data.settings import user_cache
 from anomaly_bench.training.device import available_devices
 from anomaly_bench.training.trainer import Trainer
@@ -259,7 +259,7 @@ class Bench:
 
     def sweep(self) -> list[tuple[float, Samplers]]:
         """As many processes of one thread as there are cores, against one process with all threads."""
-        cores = min(8, int(record.machine()["cores"] or 1))
+        cores = min(8, int(machine.described()["cores"] or 1))
         what = "sweep, images/s in all"
         everyone: Samplers = {}
         for name in (OURS, *self.peers):
@@ -361,9 +361,9 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     peers = {name: peer_python(name) for name in given.peer}
     report = {
         "made": datetime.now(UTC).isoformat(timespec="minutes"),
-        "git": record.git_revision(),
-        "machine": record.machine(),
-        "versions": record.versions(),
+        "git": versions.git_revision(),
+        "machine": machine.described(),
+        "versions": versions.of_packages(),
         "peers": {name: PEERS[name] for name in peers},
         "rounds": given.rounds,
         "quick": given.quick,

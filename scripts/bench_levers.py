@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 from bench import levers
 
-from anomaly_bench import record
+from anomaly_bench import machine, record, versions
 from anomaly_bench.training.device import available_devices
 
 BASE = {
@@ -53,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     aurocs = {name: cells(given.runs / name, base | known[name]) for name in names}
     report = {
         "made": datetime.now(UTC).isoformat(timespec="minutes"),
-        "git": record.git_revision(),
-        "machine": record.machine(),
-        "versions": record.versions(),
+        "git": versions.git_revision(),
+        "machine": machine.described(),
+        "versions": versions.of_packages(),
         "settings": base,
         "aurocs": aurocs,
     }

@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from anomaly_bench import record
+from anomaly_bench import machine, record, versions
 from anomaly_bench.detectors.rdp import RDP
 from anomaly_bench.detectors.repen import REPEN
 from anomaly_bench.training.scoring import score_rows
@@ -49,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = [in_a_process(method, *size) for method in METHODS for size in SIZES]
     facts = {
         "made": datetime.now(UTC).isoformat(timespec="minutes"),
-        "git": record.git_revision(),
-        "machine": record.machine(),
-        "versions": record.versions(),
+        "git": versions.git_revision(),
+        "machine": machine.described(),
+        "versions": versions.of_packages(),
     }
     text = page(lines, facts)
     print(text)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_bench import record
+from anomaly_bench import machine, record
 
 EXPERIMENTS = ("ganomaly_mnist", "ganomaly_cifar10")
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -48,7 +48,7 @@ def run(experiment: str, runs_dir: Path, overrides: Sequence[str]) -> float:
 def note_time(path: Path, seconds: float, overrides: Sequence[str]) -> None:
     """Add one call of the command to those noted in `path`."""
     calls = record.read_json(path).get("calls", [])
-    facts = {"seconds": seconds, "overrides": list(overrides), "machine": record.machine()}
+    facts = {"seconds": seconds, "overrides": list(overrides), "machine": machine.described()}
     record.write_json(path, {"calls": [*calls, facts]})
 
 

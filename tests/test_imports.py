@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "schema": set(),
     "places": set(),
     "machine": set(),
+    "versions": set(),
     "refusals": {"errors", "places"},
     "usage": {"errors", "places"},
     "jobs": {"record", "refusals", "report"},

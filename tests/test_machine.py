@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from anomaly_bench import machine
+from anomaly_bench import machine, record
 
 
 def test_a_quota_of_the_control_group_bounds_the_cores(monkeypatch):
@@ -29,3 +29,11 @@ def test_free_memory_where_the_system_does_not_say(monkeypatch):
     assert 0.1 < machine.free_gib() < 1e5
     monkeypatch.delattr(machine.os, "sysconf")
     assert machine.free_gib() == 4
+
+
+def test_the_machine_is_described_in_words_that_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_first_line", lambda _: "100000 100000")
+    record.write_json(tmp_path / "x.json", machine.described())
+    described = record.read_json(tmp_path / "x.json")
+    assert set(described) == {"cpu", "cores", "memory_gib", "platform"}
+    assert described["cores"] == 1  # of the quota, however many there are

@@ -217,16 +217,6 @@ def test_the_config_is_read_when_asked_for(tmp_path):
     assert found.config == "seed: 0\n"
 
 
-def test_provenance_can_be_written(tmp_path):
-    versions, machine = record.versions(), record.machine()
-    record.write_json(
-        tmp_path / "x.json", {"versions": versions, "machine": machine, "git": record.git_revision()}
-    )
-    assert versions["numpy"] == np.__version__
-    assert list(machine) == ["cpu", "cores", "memory_gib", "platform"]
-    assert machine["cores"]
-
-
 def test_records_and_reports_need_no_torch():
     code = (
         "import sys, anomaly_bench.metrics, anomaly_bench.report.tables, anomaly_bench.report.figures; "

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from anomaly_bench import record, run
+from anomaly_bench import record, run, versions
 from anomaly_bench.cli import answer
 from anomaly_bench.training.checkpoint import save_weights
 from anomaly_bench.training.trainer import Trainer
@@ -31,7 +31,7 @@ def trainings(tmp_path, monkeypatch):
     monkeypatch.delenv("ANOMALY_BENCH_SWEEP", raising=False)
     monkeypatch.setattr(sys, "argv", ["anomaly-bench"])
     monkeypatch.setattr(run, "draw_run", lambda *_: None)
-    monkeypatch.setattr(record, "git_revision", lambda: "a" * 40)
+    monkeypatch.setattr(versions, "git_revision", lambda: "a" * 40)
     done, learn = [], Trainer.learn
 
     def counted(self, detector, train, *, seed, **others):
@@ -120,9 +120,9 @@ def test_trains_what_no_finished_run_has(trainings, settings):
 
 def test_another_revision_or_an_edited_one_is_not_trusted(trainings, monkeypatch):
     computed()
-    monkeypatch.setattr(record, "git_revision", lambda: "b" * 40)
+    monkeypatch.setattr(versions, "git_revision", lambda: "b" * 40)
     computed("evaluation.quantile=0.9")
-    monkeypatch.setattr(record, "git_revision", lambda: "b" * 40 + "-dirty")
+    monkeypatch.setattr(versions, "git_revision", lambda: "b" * 40 + "-dirty")
     computed("evaluation.quantile=0.8")
     assert len(trainings) == 3
 
