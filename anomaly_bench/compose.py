@@ -149,7 +149,12 @@ def settings_of(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     chosen = settings.hydra.runtime.choices
     groups = ("model", "data", "protocol", "evaluation", "experiment")
     names = {group: str(chosen[group]) for group in groups if chosen.get(group) is not None}
-    return OmegaConf.masked_copy(settings, [key for key in settings if key != "hydra"]), names  # type: ignore
+    return own(settings), names
+
+
+def own(settings: DictConfig) -> DictConfig:
+    """The composed config without Hydra's part of it."""
+    return OmegaConf.masked_copy(settings, [key for key in settings if key != "hydra"])  # type: ignore
 
 
 def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Job:
@@ -216,15 +221,17 @@ def check_class_keys(protocol: DictConfig, name: str, overrides: Sequence[str]) 
 
 def training_hash(counted: dict[str, Any]) -> str:
     """Of the counted settings, those that can change what is learned."""
-    scored_by = getattr(located(counted["model"]["_target_"]), "scored_by", ())
-    return record.settings_hash(
-        counted
-        | {
-            "evaluation": without(counted["evaluation"], SCORING_ONLY),
-            "model": without(counted["model"], scored_by),
-            "trainer": counted["trainer"] | {"eval_every": 0, "fold": True},
-        }
-    )
+    return record.settings_hash(learned_by(counted))
+
+
+def learned_by(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that change how a run is scored only."""
+    scored_by = getattr(located(settings["model"]["_target_"]), "scored_by", ())
+    return settings | {
+        "evaluation": without(settings["evaluation"], SCORING_ONLY),
+        "model": without(settings["model"], scored_by),
+        "trainer": settings["trainer"] | {"eval_every": 0, "fold": True},
+    }
 
 
 def without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -81,6 +81,20 @@ class Job:
     def data(self) -> str:
         """The settings of its data set; jobs for which they are equal share one."""
         return json.dumps(self.config["data"], sort_keys=True)
+
+
+class End(NamedTuple):
+    """How a job's turn ended.
+
+    Attributes:
+        training: what it has in common with jobs that learn the same; None for one that learns for itself.
+        held: it has not begun, as such a job is learning that.
+        error: why it failed, where it could not leave a note of that itself.
+    """
+
+    training: str | None = None
+    held: bool = False
+    error: str | None = None
 
 
 class WorkerDiedError(Exception):
@@ -172,6 +186,9 @@ class Workers:
         self.idle = self.all[:]
         self.loading = defaultdict(threading.Lock)
         self.loaded: set[str] = set()
+        self.learning: set[str | None] = set()
+        self.learned: set[str | None] = set()
+        self.held: dict[str | None, list[Job]] = defaultdict(list)
 
     def __enter__(self) -> "Workers":
         return self
@@ -198,20 +215,44 @@ class Workers:
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, str | None]]:
         """Run jobs, drawn as workers become free, and give each when it is over.
 
-        Beside it stands why it failed, where it could not leave a note of that itself, else None.
+        Beside it stands why it failed, where it could not leave a note of that itself, else None. A job that learns
+        what another is learning is held until that is over, and then takes its weights; others are drawn before it.
         """
-        pending: dict[Future[str | None], Job] = {}
+        pending: dict[Future[End], Job] = {}
         for job in jobs:
-            pending[self.callers.submit(self.run_one, job)] = job
+            self.submit(job, pending)
             if len(pending) > self.number:  # one is ready for the first worker that is free
-                yield from ended(pending)
+                yield from self.over(pending)
         while pending:
-            yield from ended(pending)
+            yield from self.over(pending)
 
-    def run_one(self, job: Job) -> str | None:
+    def submit(self, job: Job, pending: dict[Future[End], Job]) -> None:
+        """Have a job run by the first worker that is free."""
+        pending[self.callers.submit(self.run_one, job)] = job
+
+    def over(self, pending: dict[Future[End], Job]) -> Iterator[tuple[Job, str | None]]:
+        """Wait for the first of `pending`; give what is over with its error, and let go on what was held for it."""
+        for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            job, end = pending.pop(future), future.result()
+            if end.held:
+                self.held[end.training].append(job)
+            else:
+                self.learning.discard(end.training)
+                self.learned.add(end.training)
+                yield job, end.error
+            if end.training not in self.learning:
+                for waiting in self.held.pop(end.training, []):
+                    self.submit(waiting, pending)
+
+    def run_one(self, job: Job) -> End:
         """Run a job on a worker of its own; the first of those that want one data set loads it for all."""
+        training = None
         try:
             worker = self.take()
+            training = worker.ask("training", job.config)
+            if not self.may_begin(training):
+                self.idle.append(worker)
+                return End(training, held=True)
             with self.lock:
                 loading = self.loading[job.data]
             with loading:
@@ -220,9 +261,18 @@ class Workers:
                     self.loaded.add(job.data)
             error = error or worker.ask("run", job.config)
         except (WorkerDiedError, OSError) as death:
-            return str(death)
+            return End(training, error=str(death))
         self.idle.append(worker)
-        return error
+        return End(training, error=error)
+
+    def may_begin(self, training: str | None) -> bool:
+        """Whether no job is learning the same; if none has, this one is, from now on."""
+        with self.lock:
+            if training in self.learning:
+                return False
+            if training is not None and training not in self.learned:
+                self.learning.add(training)
+            return True
 
     def take(self) -> Worker:
         """An idle worker, else a new one."""
@@ -234,9 +284,3 @@ class Workers:
             self.all = [worker for worker in self.all if worker.process.poll() is None]
             self.all.append(Worker(self.threads, self.folder.name))
             return self.all[-1]
-
-
-def ended(pending: "dict[Future[str | None], Job]") -> Iterator[tuple[Job, str | None]]:
-    """Wait for the first of `pending` to end; what has ended is taken out, and given with its result."""
-    for future in wait(pending, return_when=FIRST_COMPLETED).done:
-        yield pending.pop(future), future.result()

@@ -1,11 +1,15 @@
 """A training that a finished run has done already: two evaluations of it need only one."""
 
+import hashlib
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
 
-from anomaly_bench import record
-from anomaly_bench.compose import Job
+from omegaconf import DictConfig
+
+from anomaly_bench import record, versions
+from anomaly_bench.compose import Job, learned_by, own, plain
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
 from anomaly_bench.history import read_losses
@@ -22,6 +26,20 @@ SAME = (
     *("device", "precision", "threads", "versions", "machine", "git"),
 )
 """What `run.json` says alike of two runs whose trainings end in the same weights."""
+
+
+def training_of(settings: DictConfig) -> str | None:
+    """What the jobs of a sweep have in common that are each other's twins; None for one that has to learn itself.
+
+    Args:
+        settings: as composed, with Hydra's own.
+    """
+    values = plain(own(settings))
+    learned = json.dumps(learned_by(values), sort_keys=True)
+    looks = values["trainer"]["eval_every"] or values["evaluation"]["epoch"] == "best_test"
+    if looks or values["rerun"] or str(versions.git_revision()).endswith("-dirty"):
+        return None
+    return hashlib.sha256(learned.encode()).hexdigest()
 
 
 def twin_of(job: Job) -> Path | None:

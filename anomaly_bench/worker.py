@@ -53,6 +53,20 @@ def device(wanted: str) -> str:
     return pick_device(wanted).type
 
 
+def training(config: dict[str, Any]) -> str | None:
+    """What all jobs have in common that one training serves; None for one that learns for itself, or is refused."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from anomaly_bench.twins import training_of
+
+    try:
+        settings = composed(config)
+        HydraConfig.instance().set_config(settings)
+        return training_of(settings)
+    except Exception:  # the run says what is wrong
+        return None
+
+
 def load(config: dict[str, Any]) -> str | None:
     """Load the data set of a job for all workers; gives why that failed."""
     from hydra.core.utils import setup_globals
@@ -69,14 +83,22 @@ def load(config: dict[str, Any]) -> str | None:
     return None
 
 
+def composed(config: dict[str, Any]) -> Any:
+    """The config of a job as Hydra composed it."""
+    from hydra.conf import HydraConf
+    from omegaconf import OmegaConf
+
+    settings = OmegaConf.create(config)
+    settings.hydra = OmegaConf.merge(OmegaConf.structured(HydraConf, flags={"struct": False}), settings.hydra)
+    return settings
+
+
 def run(config: dict[str, Any]) -> str | None:
     """Run one job as Hydra's own launchers do; gives what went wrong around it. The job itself leaves a note."""
     from hydra import version
     from hydra._internal.callbacks import Callbacks
-    from hydra.conf import HydraConf
     from hydra.core.utils import run_job, setup_globals
     from hydra.types import HydraContext
-    from omegaconf import OmegaConf
 
     from anomaly_bench.cli import task
     from anomaly_bench.jobs import UNWRITTEN
@@ -85,10 +107,7 @@ def run(config: dict[str, Any]) -> str | None:
     version.setbase("1.3")
     setup_globals()
     try:
-        settings = OmegaConf.create(config)
-        settings.hydra = OmegaConf.merge(
-            OmegaConf.structured(HydraConf, flags={"struct": False}), settings.hydra
-        )
+        settings = composed(config)
         done = run_job(
             task_function=lambda settings: task(settings, {}),
             config=settings,
@@ -130,4 +149,4 @@ def told(overrides: list[str], answer: Callable[[], dict[str, Any]]) -> dict[str
         return {"error": reason(error, overrides)}
 
 
-ANSWERS = {"device": device, "load": load, "run": run, "look": look, "race": race}
+ANSWERS = {"device": device, "training": training, "load": load, "run": run, "look": look, "race": race}

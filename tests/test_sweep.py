@@ -19,6 +19,9 @@ print("worker", os.getpid(), "says hello", file=sys.stderr)
 threads = {os.environ[f"{library}_NUM_THREADS"] for library in ("OMP", "MKL", "OPENBLAS")}
 for line in sys.stdin:
     what, of = json.loads(line)
+    if what == "training":
+        print(json.dumps(of.get("training")), flush=True)
+        continue
     answer = None
     if what == "load":
         time.sleep(0.05)
@@ -183,6 +186,23 @@ def test_a_worker_killed_while_it_loads_does_not_lock_the_others_out(said, monke
         errors = {one.number: error for one, error in workers.run(jobs)}
     assert [errors[0], errors[1], errors[2]] == ["its worker ended with exit code 9", None, None]
     assert sum(what == "load" for what, *_ in said()) == 1
+
+
+def test_who_would_learn_the_same_waits_for_it_while_others_go_on(said):
+    slow = [job(number, training="a", do="time.sleep(0.5)") for number in (0, 1, 2)]
+    with Workers(2, threads=1) as workers:
+        over = list(workers.run(iter([*slow, job(3), job(4, training="b")])))
+    assert sorted((one.number, error) for one, error in over) == [(number, None) for number in range(5)]
+    runs = [int(number) for what, _, number, *_ in said() if what == "run"]
+    second = sorted(runs.index(one.number) for one in slow)[1]
+    assert {3, 4} < set(runs[:second])
+
+
+def test_who_waited_for_one_that_was_killed_goes_on(said):
+    jobs = [job(0, training="a", do="time.sleep(0.2); os._exit(9)"), *(job(n, training="a") for n in (1, 2))]
+    with Workers(2, threads=1) as workers:
+        errors = {one.number: error for one, error in workers.run(jobs)}
+    assert errors == {0: "its worker ended with exit code 9", 1: None, 2: None}
 
 
 def test_data_that_cannot_be_loaded_fail_each_job_that_wants_them(said):

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import hydra
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
-from anomaly_bench import record, run, versions
+from anomaly_bench import compose, record, run, versions, worker
 from anomaly_bench.cli import answer
 from anomaly_bench.training.checkpoint import save_weights
 from anomaly_bench.training.trainer import Trainer
@@ -116,6 +118,41 @@ def test_trains_what_no_finished_run_has(trainings, settings):
     computed()
     computed(*settings)
     assert len(trainings) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ((), ("evaluation.quantile=0.9", "evaluation.batch_norm=batch"), True),
+        (("model=dsebm",), ("model=dsebm", "model.score_by=reconstruction"), True),
+        ((), ("seed=1",), False),
+        ((), ("abnormal_class=1",), False),
+        ((), ("data.image_size=32",), False),
+        ((), ("model.w_con=10",), False),
+    ],
+)
+def test_jobs_of_a_sweep_that_one_training_serves(trainings, one, other, alike):
+    first, second = (worker.training(config_of(*overrides)) for overrides in (one, other))
+    assert first
+    assert second
+    assert (first == second) is alike
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [("evaluation=as_published",), ("trainer.eval_every=1",), ("rerun=true",), ("model.nz=${nowhere}",)],
+)
+def test_jobs_of_a_sweep_that_learn_for_themselves(trainings, monkeypatch, settings):
+    assert worker.training(config_of(*settings)) is None
+    monkeypatch.setattr(versions, "git_revision", lambda: "b" * 40 + "-dirty")
+    assert worker.training(config_of()) is None
+
+
+def config_of(*overrides: str) -> dict:
+    """What a worker is told of a job."""
+    with hydra.initialize_config_dir(str(compose.CONFIGS), version_base="1.3"):
+        config = hydra.compose("config", [*DATA, *overrides], return_hydra_config=True)
+    return OmegaConf.to_container(config, resolve=False, enum_to_str=True)  # type: ignore
 
 
 def test_another_revision_or_an_edited_one_is_not_trusted(trainings, monkeypatch):

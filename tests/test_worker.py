@@ -27,9 +27,13 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import anomaly_bench.run
+import anomaly_bench.versions
 
 from anomaly_bench.data import digits
 from anomaly_bench.detector import Detector, Stage, adam, descend, detached
+
+
+anomaly_bench.versions.git_revision = lambda: "a" * 40  # of no edited checkout
 
 
 def load(name):
@@ -161,6 +165,13 @@ def test_side_by_side_gives_the_bits_of_one_after_another(bench):
         times = {key for key in facts if facts[key] != others[key]}
         assert times <= {"started", "finished"}
         assert facts["threads"] == 1
+
+
+def test_jobs_that_differ_in_their_scoring_learn_once(bench):
+    code, _, err = bench("evaluation.quantile=0.9,0.8,0.7", "seed=0,1")
+    assert code == 0, err
+    runs = [read(run / "run.json") for run in finished().values()]
+    assert [sum("trained_in" in run for run in runs if run["seed"] == seed) for seed in (0, 1)] == [2, 2]
 
 
 def test_a_killed_worker_fails_its_job_and_the_table_has_a_hole(bench):
