@@ -152,6 +152,20 @@ class Adam(torch.optim.Adam):
     step = torch.no_grad()(unwrap(torch.optim.Adam.step))
 
 
+class SGD(torch.optim.SGD):
+    """torch's SGD, in the same way."""
+
+    add_param_group = unwrap(torch.optim.SGD.add_param_group)
+    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
+
+
+class Adadelta(torch.optim.Adadelta):
+    """torch's Adadelta, in the same way."""
+
+    add_param_group = unwrap(torch.optim.Adadelta.add_param_group)
+    step = torch.no_grad()(unwrap(torch.optim.Adadelta.step))
+
+
 def adam(
     *modules: nn.Module,
     lr: float,

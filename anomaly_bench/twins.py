@@ -5,11 +5,10 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-
-from omegaconf import DictConfig
+from typing import Any
 
 from anomaly_bench import record, versions
-from anomaly_bench.compose import Job, learned_by, own, plain
+from anomaly_bench.compose import Job, learned_by
 from anomaly_bench.detector import Detector
 from anomaly_bench.errors import SettingError
 from anomaly_bench.history import read_losses
@@ -28,13 +27,12 @@ SAME = (
 """What `run.json` says alike of two runs whose trainings end in the same weights."""
 
 
-def training_of(settings: DictConfig) -> str | None:
+def training_of(values: dict[str, Any]) -> str | None:
     """What the jobs of a sweep have in common that are each other's twins; None for one that has to learn itself.
 
     Args:
-        settings: as composed, with Hydra's own.
+        values: of a job's config, without Hydra's.
     """
-    values = plain(own(settings))
     learned = json.dumps(learned_by(values), sort_keys=True)
     looks = values["trainer"]["eval_every"] or values["evaluation"]["epoch"] == "best_test"
     if looks or values["rerun"] or str(versions.git_revision()).endswith("-dirty"):

@@ -57,12 +57,13 @@ def training(config: dict[str, Any]) -> str | None:
     """What all jobs have in common that one training serves; None for one that learns for itself, or is refused."""
     from hydra.core.hydra_config import HydraConfig
 
+    from anomaly_bench.compose import own, plain
     from anomaly_bench.twins import training_of
 
     try:
         settings = composed(config)
         HydraConfig.instance().set_config(settings)
-        return training_of(settings)
+        return training_of(plain(own(settings)))
     except Exception:  # the run says what is wrong
         return None
 

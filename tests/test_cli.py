@@ -378,7 +378,7 @@ def test_the_best_epoch_stands_beside_the_last_and_replaces_it_only_as_published
     assert {name: evaluation[name] for name in ("epoch", "batch_norm", "test_order")} == {
         "epoch": "best_test",
         "batch_norm": "batch",
-        "test_order": "by_class",
+        "test_order": "shuffled",
     }
 
 

@@ -1,3 +1,4 @@
+import copy
 import math
 import pickle
 from collections.abc import Iterator
@@ -6,7 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anomaly_bench.detector import Detector, RMSProp, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import (
+    SGD,
+    Adadelta,
+    Adam,
+    Detector,
+    RMSProp,
+    Rows,
+    Stage,
+    adam,
+    descend,
+    detached,
+)
 
 
 class Mean(Detector):
@@ -151,21 +163,29 @@ def test_descend_takes_a_gradient_that_lies_otherwise_in_memory_than_its_paramet
     torch.testing.assert_close(layers[0].weight, layers[1].weight, atol=1e-3, rtol=0)
 
 
-def test_adam_is_that_of_torch_to_the_bit() -> None:
-    ours, theirs = (nn.Linear(3, 2) for _ in range(2))
-    theirs.load_state_dict(ours.state_dict())
-    settings = {"lr": 0.1, "betas": (0.5, 0.99), "eps": 1e-5, "weight_decay": 0.2}
-    pairs = [
-        (ours, adam(ours, **settings)),
-        (theirs, torch.optim.Adam(theirs.parameters(), fused=True, **settings)),
+@pytest.mark.parametrize(
+    ("mine", "its", "settings"),
+    [
+        (Adam, torch.optim.Adam, {"betas": (0.5, 0.99), "eps": 1e-5, "weight_decay": 0.2, "fused": True}),
+        (SGD, torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.2}),
+        (Adadelta, torch.optim.Adadelta, {"rho": 0.8, "eps": 1e-5}),
+    ],
+)
+def test_optimisers_are_those_of_torch_to_the_bit(mine, its, settings) -> None:
+    first = nn.Linear(3, 2)
+    networks = [copy.deepcopy(first) for _ in range(2)]
+    optimizers = [
+        kind(network.parameters(), lr=0.1, **settings)
+        for kind, network in zip((mine, its), networks, strict=True)
     ]
     for _ in range(3):
         x = torch.randn(4, 3)
-        for network, optimizer in pairs:
+        for network, optimizer in zip(networks, optimizers, strict=True):
             descend(optimizer, network(x).square().mean())
-    for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert mine.equal(its)
-        assert mine.requires_grad
+    for before, *after in zip(*(network.parameters() for network in (first, *networks)), strict=True):
+        assert after[0].equal(after[1])
+        assert not after[0].equal(before)
+        assert after[0].requires_grad
 
 
 def by_tensorflows_rmsprop(weight: float, gradients: list[float], lr: float, eps: float) -> float:

@@ -20,6 +20,8 @@ Where this and the code differ:
   is normalised away. Here the search is in evaluation mode.
 - The first codes are drawn once, when the detector is made, and are the same for every image: a score must not
   depend on what else is in its batch. There, they are drawn anew for each image.
+- It makes what the critic compares with real images by batch norm in evaluation mode; here it is in training mode, as
+  for the generator's own update.
 - It scores 5,000 of the test images; here all are scored.
 - It counts training in batches of the generator, 100 epochs of 100; `generator_steps` is their product, rounded
   up to whole passes over the training rows.
@@ -47,7 +49,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend
+from anomaly_bench.detector import Adam, Batch, Detector, Explanation, Rows, Stage, adam, descend
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.cae import ConvDecoder, stages_for
 from anomaly_bench.wgan import wgan_gp_step
@@ -158,8 +160,8 @@ class ADGAN(Detector):
                 name: torch.stack([weight.detach()] * len(z)).requires_grad_()
                 for name, weight in self.generate.named_parameters()
             }
-            z_adam = torch.optim.Adam([z], lr=self.z_lr, betas=(0.5, 0.999), eps=1e-7)
-            g_adam = torch.optim.Adam(copies.values(), lr=self.g_lr, betas=(0.5, 0.999), eps=1e-7, fused=True)
+            z_adam = Adam([z], lr=self.z_lr, betas=(0.5, 0.999), eps=1e-7)
+            g_adam = Adam(copies.values(), lr=self.g_lr, betas=(0.5, 0.999), eps=1e-7, fused=True)
             for _ in range(self.descent_steps):
                 descend(z_adam, distance(images, generated_by_each(self.generate, copies, z)).sum())
                 descend(g_adam, distance(images, generated_by_each(self.generate, copies, z)).sum())

@@ -55,7 +55,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import Adam, Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.losses import bce
 from anomaly_bench.networks import resnet
@@ -239,7 +239,7 @@ class AnoGAN(Detector):
             z = self.first_codes(x).requires_grad_()
             images = x.repeat_interleave(restarts, 0)
             features = self.discriminate(images)[0].detach()
-            optimizer = torch.optim.Adam([z], lr=self.z_lr)
+            optimizer = Adam([z], lr=self.z_lr)
             for _ in range(self.descent_steps):
                 descend(optimizer, self.distance(images, features, self.generate(z)).sum())
         with torch.no_grad():

@@ -38,9 +38,9 @@ from typing import Any
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import SGD, Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.mlp import check_sizes, mlp
 

@@ -41,9 +41,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import Adam, Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.lenet import SLOPE, LeNetDecoder, LeNetEncoder, xavier
 from anomaly_bench.networks.mlp import check_sizes, length_of, mlp

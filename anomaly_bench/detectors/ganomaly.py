@@ -21,11 +21,12 @@ Where paper and official code differ, we follow the code at its head unless told
   `paper`: (1) and (3) as printed, with Euclidean norms.
 - `lr`: 2e-4 in all versions of the code, 2e-3 in the paper.
 - `reinit_below`: the code gives the discriminator new weights when its loss falls below 1e-5; the paper does
-  not mention it. 0 turns it off. `losses.csv` keeps the share of steps where it happened.
+  not mention it. Here these are drawn once, there each time. 0 turns it off. `losses.csv` keeps the share of steps
+  where it happened.
 - `score_norm`: `l2` is the code's mean square of z - z^, `l1` the paper's norm (5).
 - `nz`: 100 in both, but the paper's own Figure 5 suggests that its main MNIST figures were made with 32.
-- The official code tests with batch norm in training mode, on test batches of one class after the other, and
-  reports its best test epoch; `evaluation=as_published` does the same.
+- The official code tests with batch norm in training mode, on CIFAR-10 with the normal test images first, so that
+  batches are of one kind, and reports its best test epoch; `evaluation=as_published` does the same.
 
 When to use it: For square grey images of one kind, digits or X-ray patches of 32 or 64 pixels, where scoring
 must be fast: one pass of two encoders and a decoder, 2.7 ms in its paper against 7.1 s of AnoGAN. On MNIST

@@ -196,15 +196,18 @@ class OGNet(Detector):
         yield Stage("finetune", epochs, finetune_step, (fine,), rows)
 
     def finetune_losses(self, x: Tensor, first: Tensor, second: Tensor) -> dict[str, Tensor]:
-        """The four weighted terms of phase 2, of images and of as many pairs of images `[B, C, H, W]`."""
+        """The four weighted terms of phase 2, of images and of as many pairs of images `[B, C, H, W]`.
+
+        The discriminator's averages of batch norm depend on the order, which is the code's.
+        """
         with torch.no_grad():
             low, good = self.rebuild_old(x), self.rebuild(x)
             pseudo = self.rebuild((self.rebuild_old(first) + self.rebuild_old(second)) / 2)
         return {
             "old": self.w_old * bce(self.discriminate(low), 1),
-            "pseudo": (1 - self.w_old) * bce(self.discriminate(pseudo), 1),
             "good": self.w_new * bce(self.discriminate(good), 0),
             "real": (1 - self.w_new) * bce(self.discriminate(x), 0),
+            "pseudo": (1 - self.w_old) * bce(self.discriminate(pseudo), 1),
         }
 
     @torch.no_grad()

@@ -37,9 +37,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, leaky_relu, normalize
-from torch.optim import SGD
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, detached
+from anomaly_bench.detector import SGD, Batch, Detector, Explanation, Rows, Stage, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.mlp import check_sizes, length_of
 

@@ -39,7 +39,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, descend, detached
+from anomaly_bench.detector import Adadelta, Batch, Detector, Explanation, Rows, Stage, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.mlp import check_sizes, length_of
 
@@ -96,7 +96,7 @@ class REPEN(Detector):
             raise SettingError(f"data: {len(train)} training rows; two inliers and an outlier are the least")
         raw = train.take(self.drawn(train).flatten()).unflatten(0, (self.ensemble, -1))
         self.take_sides(train.map(lambda x: nearest(x, raw, fast=True)).double())
-        optimizer = torch.optim.Adadelta(self.parameters(), lr=self.lr, rho=self.rho, eps=1e-7)
+        optimizer = Adadelta(self.parameters(), lr=self.lr, rho=self.rho, eps=1e-7)
 
         def step(batch: Batch) -> dict[str, Tensor]:
             a, p, n = (self.embed(train.take(index)).float() for index in self.triplets(len(batch.x)))

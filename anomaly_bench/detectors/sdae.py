@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, descend, detached
+from anomaly_bench.detector import Adam, Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.dense import SigmoidAutoencoder, from_unit, to_unit
 
@@ -75,7 +75,7 @@ class SDAE(Detector):
         """One stage for each layer, from the lowest, then one for the whole."""
         for layer in range(len(self.net.weights)):
             yield self.layer_stage(layer)
-        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.lr, fused=True)
+        optimizer = adam(self.net, lr=self.lr)
 
         def step(batch: Batch) -> dict[str, Tensor]:
             y = to_unit(batch.x)
@@ -88,7 +88,7 @@ class SDAE(Detector):
     def layer_stage(self, layer: int) -> Stage:
         """Denoising by one layer, the layers below it held fast."""
         weight, up, down = self.net.weights[layer], self.net.up[layer], self.net.down[layer]
-        optimizer = torch.optim.Adam([weight, up, down], lr=self.lr, fused=True)
+        optimizer = Adam([weight, up, down], lr=self.lr, fused=True)
 
         def step(batch: Batch) -> dict[str, Tensor]:
             with torch.no_grad():

@@ -153,7 +153,10 @@ class VAE(Detector):
 
     def score(self, x: Tensor) -> Tensor:
         """A(x), `[N]`, as `score_by` has it."""
-        m, log_s2 = self.posterior(x)
+        return self.score_of(x, *self.posterior(x))
+
+    def score_of(self, x: Tensor, m: Tensor, log_s2: Tensor) -> Tensor:
+        """A(x), `[N]`, of rows and of their codes' means and log-variances `[N, code]`."""
         if self.score_by == "reconstruction":
             return squared_error(x, self.mean(self.decode(m)))
         s = torch.exp(log_s2 / 2)
@@ -167,10 +170,10 @@ class VAE(Detector):
 
     def explain(self, x: Tensor) -> Explanation:
         """Score, and of the code m its squared residual map, its reconstruction and itself."""
-        m, _ = self.posterior(x)
+        m, log_s2 = self.posterior(x)
         reconstruction = self.mean(self.decode(m))
         residual = (x - reconstruction).square().mean(1) if x.dim() == 4 else None
-        return Explanation(self.score(x), residual, reconstruction, m)
+        return Explanation(self.score_of(x, m, log_s2), residual, reconstruction, m)
 
 
 def kl(m: Tensor, log_s2: Tensor) -> Tensor:

@@ -106,13 +106,15 @@ def test_one_step_of_phase_2() -> None:
         good = new(x[:4]), x[:4]
     l_d = (
         0.2 * entropy(discriminate(bad[0]), 1)
-        + 0.8 * entropy(discriminate(bad[1]), 1)
         + 0.7 * entropy(discriminate(good[0]), 0)
         + 0.3 * entropy(discriminate(good[1]), 0)
+        + 0.8 * entropy(discriminate(bad[1]), 1)
     )
     descend_plainly(d, l_d)
     assert sum(loss.item() for loss in losses.values()) == pytest.approx(l_d.item(), abs=1e-5)
     assert_same_weights(detector.discriminate, discriminate)
+    for ours, theirs in zip(detector.discriminate.buffers(), discriminate.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_each_phase_moves_its_own_networks() -> None:

@@ -102,10 +102,11 @@ def test_rounds_begin_with_first_weights_unless_told_otherwise():
         detector = small(reinit=reinit)
         with torch.no_grad():
             walk = iter(detector.stages(Rows(x)))
-            next(walk)
+            (adam,) = next(walk).optimizers
             before = detector.net.weights[0].clone()
-            next(walk)
+            (next_adam,) = next(walk).optimizers
         assert torch.equal(detector.net.weights[0], before) != reinit
+        assert (next_adam is adam) != reinit
 
 
 def test_among_rows_it_learned_it_finds_those_of_other_digits():
