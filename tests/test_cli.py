@@ -382,6 +382,23 @@ def test_the_best_epoch_stands_beside_the_last_and_replaces_it_only_as_published
     }
 
 
+@pytest.mark.parametrize(
+    ("model", "data", "order"),
+    [
+        ("ganomaly", "cifar10", "by_class"),
+        ("ganomaly", "mnist", "shuffled"),
+        ("ganomaly", "uba", "shuffled"),
+        ("skip_ganomaly", "uba", "by_class"),
+        ("ae", "cifar10", "shuffled"),
+    ],
+)
+def test_as_published_orders_test_images_as_the_methods_code_does(bench, model, data, order):
+    chosen = (f"model={model}", f"data={data}", "evaluation=as_published")
+    code, out, _ = bench(*chosen, "--cfg", "job", "--resolve", "-p", "evaluation")
+    assert code == 0
+    assert f"test_order: {order}\n" in out.partition("by_method")[0]
+
+
 def test_folders_of_images_are_trained_on_reported_and_scored_again(bench, tmp_path):
     digit_folders(tmp_path / "bags")
     settings = ["data=folder", "data.root=bags", "data.image_size=16", *TINY[3:]]
