@@ -87,7 +87,7 @@ class End(NamedTuple):
     """How a job's turn ended.
 
     Attributes:
-        training: what it has in common with jobs that learn the same; None for one that learns for itself.
+        training: what it has in common with jobs that learn the same; None for one of which none is known.
         held: it has not begun, as such a job is learning that.
         error: why it failed, where it could not leave a note of that itself.
     """
@@ -186,6 +186,7 @@ class Workers:
         self.idle = self.all[:]
         self.loading = defaultdict(threading.Lock)
         self.loaded: set[str] = set()
+        self.asking = threading.Lock()
         self.learning: set[str | None] = set()
         self.learned: set[str | None] = set()
         self.held: dict[str | None, list[Job]] = defaultdict(list)
@@ -237,8 +238,8 @@ class Workers:
             if end.held:
                 self.held[end.training].append(job)
             else:
-                self.learning.discard(end.training)
                 self.learned.add(end.training)
+                self.learning.discard(end.training)
                 yield job, end.error
             if end.training not in self.learning:
                 for waiting in self.held.pop(end.training, []):
@@ -249,8 +250,10 @@ class Workers:
         training = None
         try:
             worker = self.take()
-            training = worker.ask("training", job.config)
-            if not self.may_begin(training):
+            with self.asking:  # in the order of the jobs, so that the first of its kind learns
+                training, waits = worker.ask("training", job.config)
+                begins = self.may_begin(training, waits)
+            if not begins:
                 self.idle.append(worker)
                 return End(training, held=True)
             with self.lock:
@@ -265,14 +268,13 @@ class Workers:
         self.idle.append(worker)
         return End(training, error=error)
 
-    def may_begin(self, training: str | None) -> bool:
-        """Whether no job is learning the same; if none has, this one is, from now on."""
-        with self.lock:
-            if training in self.learning:
-                return False
-            if training is not None and training not in self.learned:
-                self.learning.add(training)
-            return True
+    def may_begin(self, training: str | None, waits: bool) -> bool:
+        """Whether a job need not wait for one that is learning the same; if none has, it is learning from now on."""
+        if waits and training in self.learning:
+            return False
+        if training is not None and training not in self.learned:
+            self.learning.add(training)
+        return True
 
     def take(self) -> Worker:
         """An idle worker, else a new one."""

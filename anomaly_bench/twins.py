@@ -27,17 +27,17 @@ SAME = (
 """What `run.json` says alike of two runs whose trainings end in the same weights."""
 
 
-def training_of(values: dict[str, Any]) -> str | None:
-    """What the jobs of a sweep have in common that are each other's twins; None for one that has to learn itself.
+def training_of(values: dict[str, Any]) -> tuple[str | None, bool]:
+    """What a job of a sweep has in common with its twins, None without any, and whether it takes over from them.
 
     Args:
-        values: of a job's config, without Hydra's.
+        values: of its config, without Hydra's.
     """
     learned = json.dumps(learned_by(values), sort_keys=True)
+    if values["rerun"] or str(versions.git_revision()).endswith("-dirty"):
+        return None, False
     looks = values["trainer"]["eval_every"] or values["evaluation"]["epoch"] == "best_test"
-    if looks or values["rerun"] or str(versions.git_revision()).endswith("-dirty"):
-        return None
-    return hashlib.sha256(learned.encode()).hexdigest()
+    return hashlib.sha256(learned.encode()).hexdigest(), not looks
 
 
 def twin_of(job: Job) -> Path | None:

@@ -53,8 +53,8 @@ def device(wanted: str) -> str:
     return pick_device(wanted).type
 
 
-def training(config: dict[str, Any]) -> str | None:
-    """What all jobs have in common that one training serves; None for one that learns for itself, or is refused."""
+def training(config: dict[str, Any]) -> tuple[str | None, bool]:
+    """What a job has in common with those that learn the same, and whether it takes over what one has learned."""
     from hydra.core.hydra_config import HydraConfig
 
     from anomaly_bench.compose import own, plain
@@ -65,7 +65,7 @@ def training(config: dict[str, Any]) -> str | None:
         HydraConfig.instance().set_config(settings)
         return training_of(plain(own(settings)))
     except Exception:  # the run says what is wrong
-        return None
+        return None, False
 
 
 def load(config: dict[str, Any]) -> str | None:

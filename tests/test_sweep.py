@@ -20,7 +20,7 @@ threads = {os.environ[f"{library}_NUM_THREADS"] for library in ("OMP", "MKL", "O
 for line in sys.stdin:
     what, of = json.loads(line)
     if what == "training":
-        print(json.dumps(of.get("training")), flush=True)
+        print(json.dumps([of.get("training"), not of.get("looks")]), flush=True)
         continue
     answer = None
     if what == "load":
@@ -189,13 +189,25 @@ def test_a_worker_killed_while_it_loads_does_not_lock_the_others_out(said, monke
 
 
 def test_who_would_learn_the_same_waits_for_it_while_others_go_on(said):
-    slow = [job(number, training="a", do="time.sleep(0.5)") for number in (0, 1, 2)]
+    slow = [
+        job(number, training="a", do="time.sleep(0.5)") for number in (0, 1, 2)
+    ]  # the first of them learns
     with Workers(2, threads=1) as workers:
         over = list(workers.run(iter([*slow, job(3), job(4, training="b")])))
     assert sorted((one.number, error) for one, error in over) == [(number, None) for number in range(5)]
     runs = [int(number) for what, _, number, *_ in said() if what == "run"]
-    second = sorted(runs.index(one.number) for one in slow)[1]
-    assert {3, 4} < set(runs[:second])
+    assert runs.index(0) < runs.index(1)
+    assert runs.index(0) < runs.index(2)
+    assert {3, 4} < set(runs[: min(runs.index(1), runs.index(2))])
+
+
+def test_who_has_to_look_at_every_epoch_does_not_wait_and_is_waited_for(said):
+    first, second = (job(number, training="a", looks=True, do="time.sleep(0.5)") for number in (0, 1))
+    with Workers(2, threads=1) as workers:
+        assert len(list(workers.run([first, second, job(2, training="a")]))) == 3
+    runs = [(number, pid) for what, _, number, pid, _ in said() if what == "run"]
+    assert [number for number, _ in runs][2] == "2"
+    assert runs[0][1] != runs[1][1]
 
 
 def test_who_waited_for_one_that_was_killed_goes_on(said):

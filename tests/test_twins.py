@@ -132,20 +132,26 @@ def test_trains_what_no_finished_run_has(trainings, settings):
     ],
 )
 def test_jobs_of_a_sweep_that_one_training_serves(trainings, one, other, alike):
-    first, second = (worker.training(config_of(*overrides)) for overrides in (one, other))
+    (first, waits), (second, also) = (worker.training(config_of(*overrides)) for overrides in (one, other))
     assert first
     assert second
+    assert waits
+    assert also
     assert (first == second) is alike
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [("evaluation=as_published",), ("trainer.eval_every=1",), ("rerun=true",), ("model.nz=${nowhere}",)],
-)
-def test_jobs_of_a_sweep_that_learn_for_themselves(trainings, monkeypatch, settings):
-    assert worker.training(config_of(*settings)) is None
+@pytest.mark.parametrize("settings", [("evaluation=as_published",), ("trainer.eval_every=1",)])
+def test_who_looks_at_every_epoch_serves_others_and_takes_nothing(trainings, settings):
+    served, waits = worker.training(config_of())
+    assert waits
+    assert worker.training(config_of(*settings)) == (served, False)
+
+
+def test_jobs_of_a_sweep_that_serve_and_take_nothing(trainings, monkeypatch):
+    assert worker.training(config_of("rerun=true")) == (None, False)
+    assert worker.training(config_of("model.nz=${nowhere}")) == (None, False)
     monkeypatch.setattr(versions, "git_revision", lambda: "b" * 40 + "-dirty")
-    assert worker.training(config_of()) is None
+    assert worker.training(config_of()) == (None, False)
 
 
 def config_of(*overrides: str) -> dict:
