@@ -114,7 +114,7 @@ def test_a_teacher_alone_learns_as_the_transcription(compactness):
 
 def test_a_distilled_teacher_learns_what_the_resnet_says(resnet):
     net, features, _ = resnet
-    detector, x = small(features=features, lambda_c=0.0), noise(8, SHAPE)
+    detector, x = small(features=features, lambda_c=0.01), noise(8, SHAPE)
     stage = stages(detector, x)[0]
     plain = copy.deepcopy(detector.scales[0])
     torch.manual_seed(5)
@@ -130,14 +130,17 @@ def test_a_distilled_teacher_learns_what_the_resnet_says(resnet):
     net.avgpool.register_forward_hook(lambda *args: pooled.append(args[2].flatten(1)))
     with torch.no_grad():
         net(rgb)
-    error = plain.decode(plain.teacher(patches)) - pooled[0]
-    loss = (error**2).sum() / 8
+    vectors = plain.teacher(patches)
+    error = plain.decode(vectors) - pooled[0]
+    apart = torch.corrcoef(vectors.T) ** 2
+    l_k, l_c = (error**2).sum() / 8, apart.sum() - apart.trace()
     optimizer = torch.optim.Adam(
         [*plain.teacher.parameters(), *plain.decode.parameters()], 2e-4, weight_decay=1e-5
     )
-    loss.backward()
+    (l_k + 0.01 * l_c).backward()
     optimizer.step()
-    assert losses["distillation"].item() == pytest.approx(loss.item(), rel=1e-4)
+    assert losses["distillation"].item() == pytest.approx(l_k.item(), rel=1e-4)
+    assert losses["compactness"].item() == pytest.approx(l_c.item(), rel=1e-3)
     for ours, theirs in zip(detector.scales[0].parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
     assert changed(detector, stage.step, x) == {"scales.0.teacher", "scales.0.decode"}
@@ -255,6 +258,30 @@ def test_the_map_is_error_and_disagreement_by_what_is_usual(sizes, monkeypatch):
         assert torch.equal(detector.score(x), explained.score)
         detector.image_score = "mean"
         torch.testing.assert_close(detector.score(x), expected.flatten(1).mean(1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 17, 17), (2, 8, 6)])
+def test_a_whole_image_is_one_patch_and_has_no_map(shape):
+    detector, train, x = small(shape, whole=True), noise(20, shape), noise(4, shape, seed=2)
+    assert [stage.name for stage in stages(detector, train)] == ["teacher", "students"]
+    scale = detector.scales[0]
+
+    def e_and_v(x):
+        x = interpolate(x, (17, 17), mode="bilinear", antialias=True)
+        y = (scale.teacher(x) - scale.mean) / scale.std
+        s = torch.stack([student(x) for student in scale.students])
+        return ((s.mean(0) - y) ** 2).sum(1), s.var(0, correction=0).sum(1)
+
+    with torch.no_grad():
+        expected = sum(
+            (ours - normal.mean()) / normal.std(correction=0)
+            for ours, normal in zip(e_and_v(x), e_and_v(train[[9, 19]]), strict=True)
+        )
+        explained = detector.eval().explain(x)
+        torch.testing.assert_close(explained.score, expected, rtol=1e-3, atol=1e-3)
+        assert explained.map is None
+        seen = patches_at(*scale.patches(x), 17)
+        torch.testing.assert_close(seen, interpolate(x, (17, 17), mode="bilinear", antialias=True))
 
 
 def test_one_student_disagrees_with_nobody():
