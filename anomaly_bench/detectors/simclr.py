@@ -21,8 +21,7 @@ What is the code's, and where ours is another:
   place in its batch. Here the 10 views are the same 10 for every image, drawn once and kept with the weights.
 - Hues are computed exactly, the code's are off by up to a degree.
 - A training image is not its own neighbour, so that its score is of the kind that other images get. The code, which
-  scores no training image, has nothing to say of that. It is known by its direction; what points the very same way
-  is taken for it.
+  scores no training image, has nothing to say of that. It is known by its pixels.
 - `shifts=rotations` adds the quarter turns of every image to its batch as images of their own: the distribution
   augmentation of Sohn and others, ICLR 2021. The shift classifier of CSI itself is not here.
 
@@ -54,9 +53,7 @@ from anomaly_bench.losses import nt_xent
 from anomaly_bench.networks.augmentations import DRAWS, augment
 from anomaly_bench.networks.mlp import check_sizes
 from anomaly_bench.networks.resnet18 import ResNet18
-
-ITSELF = 1e-5
-"""A cosine so close to 1 is that of an image with itself."""
+from anomaly_bench.rows import fingerprints, of_known_rows
 
 
 class SimCLR(Detector):
@@ -79,6 +76,8 @@ class SimCLR(Detector):
     draws: Tensor  # [views, DRAWS], what the views of a score are made of
     steps: Tensor  # int64, updates so far
     bank: Tensor  # [M, simclr_dim], the directions of the training images' embeddings
+    known: Tensor  # int64 [M], fingerprints of these images, ascending
+    number: Tensor  # int64 [M], which of them each is
 
     def __init__(
         self,
@@ -121,7 +120,7 @@ class SimCLR(Detector):
         always = torch.Generator().manual_seed(0)
         self.register_buffer("draws", torch.rand(views, DRAWS, generator=always))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.learned("bank")
+        self.learned("bank", "known", "number")
         self.simclr_dim = simclr_dim
         self.tau, self.flip, self.shifts, self.resize_factor = tau, flip, shifts, resize_factor
         self.lr, self.warm_up, self.momentum, self.weight_decay = lr, warm_up, momentum, weight_decay
@@ -147,6 +146,8 @@ class SimCLR(Detector):
 
         yield Stage("contrastive", self.epochs, step, (optimizer,), self.batch_size, scorable=False)
         self.bank = normalize(train.map(self.embed), dim=1)
+        keys = torch.cat([fingerprints(batch.x) for batch in train.in_order(512)])
+        self.known, self.number = keys.sort()
 
     def rate(self, epoch: Tensor) -> Tensor:
         """The learning rate after so many epochs, a scalar as they are."""
@@ -178,11 +179,11 @@ class SimCLR(Detector):
         if not len(self.bank):
             return x.new_zeros(len(x))
         z = self.embed(x)
-        length = z.norm(dim=1)
-        nearest, *others = (z @ self.bank.T).topk(min(2, len(self.bank)), dim=1).values.unbind(1)
-        for second in others:
-            nearest = torch.where(nearest > (1 - ITSELF) * length, second, nearest)
-        return -nearest
+        with torch.autocast(z.device.type, enabled=False):
+            alike = z @ self.bank.T
+        own = of_known_rows(x, self.known, self.number, self.number.new_full(x.shape[:1], -1))
+        itself = torch.arange(len(self.bank), device=x.device) == own[:, None]
+        return -alike.masked_fill(itself, -torch.inf).amax(1)
 
     def explain(self, x: Tensor) -> Explanation:
         """Score, and the features of the images as they are, `[N, 8 * width]`."""

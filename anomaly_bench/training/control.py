@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from anomaly_bench.detector import Detector, Rows
-from anomaly_bench.training.trainer import leave_untrained
+from anomaly_bench.training.trainer import Walk, leave_untrained
 
 NOISE_ROWS = 512
 
@@ -24,7 +24,7 @@ def untrained(build: Callable[[], Detector], train: Rows, seed: int) -> tuple[De
             part.forget()
         leave_untrained(detector, train)
         return detector, "random weights in place of pretrained ones"
-    if leave_untrained(detector, noise_like(train, seed)) == 0:
+    if Walk(detector, noise_like(train, seed)).next() is None:
         return detector, "fitted to noise"
     detector = build()
     leave_untrained(detector, train)

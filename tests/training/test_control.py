@@ -75,6 +75,19 @@ class Moving(MeanOfCodes):
         self.fits += 1
 
 
+def test_between_stages_nothing_is_fitted_to_noise() -> None:
+    fitted = []
+
+    class Told(MeanOfCodes):
+        def stages(self, train: Rows) -> Iterator[Stage]:
+            yield from super().stages(train)
+            fitted.append(train)
+
+    train = rows()
+    untrained(Told, train, seed=0)
+    assert fitted == [train]
+
+
 def test_what_was_fitted_to_noise_on_the_way_is_not_scored() -> None:
     detector, _ = untrained(Moving, rows(), seed=0)
     assert detector.fits == 1

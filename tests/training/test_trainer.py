@@ -259,10 +259,15 @@ def test_how_steps_run_is_decided_by_all_steps_of_a_stage_and_told(monkeypatch) 
     assert {line.step for line in learned.history} == {"graph"}
 
 
-def test_leave_untrained_walks_all_stages_and_runs_none() -> None:
+def test_leave_untrained_walks_all_stages_and_runs_none(monkeypatch) -> None:
     plans = Plan("a"), Plan("b")
-    detector, first = dictated(*plans), dictated(*plans)
-    assert leave_untrained(detector, rows()) == 2
+    detector, first, walked = dictated(*plans), dictated(*plans), []
+    stages = detector.stages
+    monkeypatch.setattr(
+        detector, "stages", lambda train: (walked.append(one.name) or one for one in stages(train))
+    )
+    leave_untrained(detector, rows())
+    assert walked == ["a", "b"]
     assert same(detector, first)
     assert plans[0].seen == plans[1].seen == []
 
