@@ -14,7 +14,8 @@ These a_i are scikit-learn's, nu N times the paper's. The columns "OC-SVM" of Ge
 gamma and nu by the test labels; here gamma is 1 / (d var), which needs none. `evaluation.hindsight=true` tries
 GeoTrans' 90 pairs as well and puts the best of them beside, as `auroc_hindsight`. DROC (Sohn and others, ICLR 2021)
 takes ten times that gamma, of features of length 1: `gamma_factor` and `unit`. Deep SVDD reduces pixels to the
-principal components that keep 95 % of the variance, our default; GeoTrans takes all pixels (`pca=null`).
+principal components that keep 95 % of the variance, our default, of images whose contrast is normalised first, which
+ours is not; GeoTrans takes all pixels (`pca=null`).
 
 What scikit-learn fits is copied into buffers and scored by torch on any device that has float64: sums of
 thousands of kernel values then agree with scikit-learn's to rounding, whatever the batch.
