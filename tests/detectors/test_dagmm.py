@@ -10,6 +10,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
+from steps import assert_same_weights, descend_plainly
 from torch import Tensor
 
 from anomaly_bench.detector import Batch, Rows, Stage
@@ -200,8 +201,11 @@ STAGES = {
         ["layer 1", "layer 2", "autoencoder"],
     ),
     "e2e_ae": ({"joint": False, "mixture": "none"}, ["autoencoder"]),
-    "pae_gmm": ({"joint": False}, ["autoencoder", "mixture"]),
-    "pae_gmm_em": ({"joint": False, "mixture": "em"}, ["autoencoder"]),
+    "pae_gmm": ({"pretrain_epochs": 1, "joint": False}, ["layer 1", "layer 2", "autoencoder", "mixture"]),
+    "pae_gmm_em": (
+        {"pretrain_epochs": 1, "joint": False, "mixture": "em"},
+        ["layer 1", "layer 2", "autoencoder"],
+    ),
 }
 MOVED = {
     "layer 1": {"encode.0", "decode.1"},
@@ -239,17 +243,35 @@ def test_each_stage_moves_its_networks(name: str) -> None:
     assert seen == names
 
 
-def test_pretraining_rebuilds_what_it_corrupts() -> None:
-    detector, train = small(pretrain_epochs=1, corruption=0.5), rows()
+@pytest.mark.parametrize("layer", [0, 1])
+def test_one_update_of_a_layer_rebuilds_what_it_corrupts(layer: int) -> None:
+    detector, twin, train = small(pretrain_epochs=1, corruption=0.5), small(), rows()
     batch = batch_of(train)
-    _, second, *_ = detector.stages(train)
+    stage = list(detector.stages(train))[layer]
     torch.manual_seed(3)
-    loss = second.step(batch)["reconstruction"].item()
-    twin = small()
+    loss = stage.step(batch)["reconstruction"].item()
     torch.manual_seed(3)
-    hidden = twin.encode[0](batch.x)
-    rebuilt = twin.decode[0](twin.encode[1](hidden * (torch.rand(16, 5) >= 0.5)))
-    assert loss == pytest.approx(((rebuilt - hidden) ** 2).sum(1).mean().item(), rel=1e-4)
+    inputs = [batch.x, twin.encode[0](batch.x).detach()][layer]
+    up, down = twin.encode[layer], twin.decode[1 - layer]
+    rebuilt = down(up(inputs * (torch.rand(inputs.shape) >= 0.5)))
+    expected = ((rebuilt - inputs) ** 2).sum(1).mean()
+    descend_plainly(torch.optim.Adam(twin.parameters(), lr=1e-3), expected)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert_same_weights(detector.encode[layer], up)
+    assert_same_weights(detector.decode[1 - layer], down)
+
+
+@pytest.mark.parametrize("name", ["pae", "e2e_ae", "pae_gmm", "pae_gmm_em"])
+def test_one_update_of_the_autoencoder_alone(name: str) -> None:
+    settings, _ = STAGES[name]
+    detector, twin, train = small(**settings), small(**settings), rows()
+    batch = batch_of(train)
+    stage = next(stage for stage in walk(detector, train) if stage.name == "autoencoder")
+    loss = ((twin.decode(twin.encode(batch.x)) - batch.x) ** 2).sum(1).mean()
+    descend_plainly(torch.optim.Adam(twin.parameters(), lr=1e-3), loss)
+    assert stage.step(batch)["reconstruction"].item() == pytest.approx(loss.item(), rel=1e-5)
+    assert_same_weights(detector.encode, twin.encode)
+    assert_same_weights(detector.decode, twin.decode)
 
 
 def test_without_a_mixture_the_score_is_the_squared_error() -> None:

@@ -4,6 +4,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
+from steps import batch_of, descend_plainly
 
 from anomaly_bench.detector import Batch, Rows
 from anomaly_bench.detectors.dcn import DCN
@@ -66,6 +67,29 @@ def test_k_means_goes_on_from_the_centroids_after_each_of_the_last_stages() -> N
         torch.testing.assert_close(detector.centroids, torch.from_numpy(expected.cluster_centers_))
         assert detector.assigned.tolist() == expected.labels_.tolist()
         assert (detector.centroids != start).any()
+
+
+@pytest.mark.parametrize(("activation", "act"), [("relu", torch.relu), ("tanh", torch.tanh)])
+def test_one_update_of_each_pretraining_stage(activation, act) -> None:
+    detector, train = small(activation=activation, pretrain_lr=3e-3), rows()
+    walk, x = Walk(detector, train), train.x[:20]
+    for learning in ([0, 1, 6, 7], [2, 3, 4, 5], list(range(8))):
+        stage = walk.next()
+        weights = [parameter.detach().clone().requires_grad_() for parameter in detector.parameters()]
+        hidden = act(x @ weights[0].T + weights[1])
+        if learning == [0, 1, 6, 7]:
+            inputs, rebuilt = x, hidden @ weights[6].T + weights[7]
+        elif learning == [2, 3, 4, 5]:
+            inputs = hidden.detach()
+            rebuilt = act((inputs @ weights[2].T + weights[3]) @ weights[4].T + weights[5])
+        else:
+            code = hidden @ weights[2].T + weights[3]
+            inputs, rebuilt = x, act(code @ weights[4].T + weights[5]) @ weights[6].T + weights[7]
+        loss = ((rebuilt - inputs) ** 2).sum(1).mean()
+        descend_plainly(torch.optim.Adam([weights[i] for i in learning], lr=3e-3), loss)
+        assert stage.step(batch_of(x))["reconstruction"].item() == pytest.approx(loss.item(), rel=1e-5)
+        for parameter, expected in zip(detector.parameters(), weights, strict=True):
+            torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("activation", "act"), [("relu", torch.relu), ("tanh", torch.tanh)])

@@ -3,6 +3,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
+from steps import batch_of, descend_plainly
 from torch import nn
 
 from anomaly_bench.detector import Batch, Rows
@@ -132,6 +133,23 @@ def test_one_update(objective: str) -> None:
             torch.testing.assert_close(detector.score(x), distance - detector.radius**2)
 
 
+def test_two_updates_of_the_autoencoder() -> None:
+    detector, train = small(pretrain_decay=0.1), rows()
+    stage = Walk(detector, train).next()
+    assert stage is not None
+    networks = [*detector.embed.parameters(), *detector.rebuild.parameters()]
+    weights = [parameter.detach().clone().requires_grad_() for parameter in networks]
+    optimizer = torch.optim.Adam(weights, lr=1e-2)
+    for x in train.x.split(20):
+        code = nn.functional.leaky_relu(x @ weights[0].T, 0.01) @ weights[1].T
+        rebuilt = nn.functional.leaky_relu(code @ weights[2].T, 0.01) @ weights[3].T
+        loss = ((rebuilt - x) ** 2).sum(1).mean()
+        descend_plainly(optimizer, loss + sum(0.05 * (w**2).sum() for w in weights))
+        assert stage.step(batch_of(x))["reconstruction"].item() == pytest.approx(loss.item(), rel=1e-5)
+        for parameter, expected in zip(networks, weights, strict=True):
+            torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-5)
+
+
 def test_pretraining_rebuilds_and_stages_slow_down() -> None:
     detector, train = (
         small(
@@ -164,11 +182,17 @@ def test_pretraining_rebuilds_and_stages_slow_down() -> None:
 
 
 def test_soft_boundary_warms_up() -> None:
-    detector = small(objective="soft-boundary", epochs=30, milestone=20, warm_up=8)
-    stages, walk = [], Walk(detector, rows())
+    detector, train = small(objective="soft-boundary", epochs=30, milestone=20, warm_up=8), rows()
+    stages, walk = [], Walk(detector, train)
     while (stage := walk.next()) is not None:
-        stages.append((stage.name, stage.epochs))
-    assert stages[2:] == [("sphere, no radius yet", 8), ("sphere", 12), ("sphere, slower", 10)]
+        detector.radius.zero_()
+        stage.step(batch_of(train.x[:20]))
+        stages.append((stage.name, stage.epochs, detector.radius.item() > 0))
+    assert stages[2:] == [
+        ("sphere, no radius yet", 8, False),
+        ("sphere", 12, True),
+        ("sphere, slower", 10, True),
+    ]
 
 
 def test_beats_its_untrained_copy_on_digits() -> None:

@@ -29,28 +29,36 @@ def hat(v: Tensor) -> Tensor:
     return v / v.abs().sum()
 
 
-def test_one_update_of_each_tree() -> None:
-    detector, train = small(), rows()
+@pytest.mark.parametrize("clip", [0.1, 10.0])
+def test_two_updates_of_each_tree(clip: float) -> None:
+    detector, train = small(clip=clip), rows()
     stage = Walk(detector, train).next()
     assert stage is not None
-    weights = [detector.phi.detach().clone(), detector.phi_bias.detach().clone()]
-    torch.manual_seed(4)
-    drawn = detector.draw(train, 8)
-    torch.manual_seed(4)
-    loss = stage.step(Batch(train.x[:8], torch.arange(8)))["loss"].item()
-    losses = []
-    for tree in range(2):
-        w, b = (weight[tree].clone().requires_grad_() for weight in weights)
-        eta = leaky_relu(drawn[tree] @ detector.eta[tree] + detector.eta_bias[tree], 0.25)
-        phi = leaky_relu(drawn[tree] @ w + b, 0.2)
-        pair = [(hat(eta[i]) @ hat(eta[i - 1]) - hat(phi[i]) @ hat(phi[i - 1])) ** 2 for i in range(8)]
-        total = ((phi - eta) ** 2).mean() + torch.stack(pair).mean()
-        total.backward()
-        torch.nn.utils.clip_grad_norm_([w, b], 0.1)
-        torch.testing.assert_close(detector.phi[tree], (w - 0.1 * w.grad).detach(), rtol=0, atol=1e-6)
-        torch.testing.assert_close(detector.phi_bias[tree], (b - 0.1 * b.grad).detach(), rtol=0, atol=1e-6)
-        losses.append(total.item())
-    assert loss == pytest.approx(np.mean(losses), rel=1e-5)
+    weights = [
+        [part[tree].detach().clone().requires_grad_() for part in (detector.phi, detector.phi_bias)]
+        for tree in range(2)
+    ]
+    optimizers = [torch.optim.SGD(pair, lr=0.1, momentum=0.9) for pair in weights]
+    for seed in (4, 5):
+        torch.manual_seed(seed)
+        drawn = detector.draw(train, 8)
+        torch.manual_seed(seed)
+        loss = stage.step(Batch(train.x[:8], torch.arange(8)))["loss"].item()
+        losses = []
+        for tree, (w, b) in enumerate(weights):
+            eta = leaky_relu(drawn[tree] @ detector.eta[tree] + detector.eta_bias[tree], 0.25)
+            phi = leaky_relu(drawn[tree] @ w + b, 0.2)
+            pair = [(hat(eta[i]) @ hat(eta[i - 1]) - hat(phi[i]) @ hat(phi[i - 1])) ** 2 for i in range(8)]
+            total = ((phi - eta) ** 2).mean() + torch.stack(pair).mean()
+            optimizers[tree].zero_grad()
+            total.backward()
+            norm = torch.nn.utils.clip_grad_norm_([w, b], clip)
+            assert (norm > clip) == (clip < 1)
+            optimizers[tree].step()
+            torch.testing.assert_close(detector.phi[tree], w, rtol=0, atol=1e-6)
+            torch.testing.assert_close(detector.phi_bias[tree], b, rtol=0, atol=1e-6)
+            losses.append(total.item())
+        assert loss == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_first_weights_and_dropout_are_the_codes() -> None:
