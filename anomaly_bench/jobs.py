@@ -84,6 +84,15 @@ class SweepTable:
             sweeper = config.hydra.runtime.choices["hydra/sweeper"]
             line = f"hydra/sweeper={sweeper}: test rows choose nothing; evaluation.validation=0.1 holds rows out for it"
             sys.exit(refuse(f"{line}, and evaluation.validation_class=CLASS says whose are the anomalies"))
+        if config.hydra.job.chdir:
+            sys.exit(
+                refuse(
+                    "hydra.job.chdir=true: the jobs of a sweep stay in this folder, where its table is read"
+                )
+            )
+        for text in config.hydra.overrides.task:
+            if text.startswith("runs_dir=") and "," in text and not text.endswith(("'", '"')):
+                sys.exit(refuse(f"{text}: a sweep has one folder, where its table is read"))
         try:
             notes_of_sweep(config.runs_dir).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=notes_of_sweep(config.runs_dir)):

@@ -110,7 +110,7 @@ def pixel_areas(maps: ArrayLike, masks: ArrayLike) -> dict[str, float]:
     false = np.r_[0, np.cumsum(~marked[order])[falls]] / (~marked).sum()
     grid = np.r_[false[false <= PRO_LIMIT], PRO_LIMIT]
     area = np.trapezoid(np.r_[found[false <= PRO_LIMIT], np.interp(PRO_LIMIT, false, found)], grid)
-    return {"auroc_pixel": float(roc_auc_score(marked, scores)), "aupro": float(area / PRO_LIMIT)}
+    return {"auroc_pixel": float(roc_auc_score(marked, scores)), "aupro": min(1.0, float(area / PRO_LIMIT))}
 
 
 def _shares_of_regions(mask: np.ndarray) -> np.ndarray:

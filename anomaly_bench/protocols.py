@@ -1,6 +1,7 @@
 """Protocols: who is normal, what trains, what is tested."""
 
 import logging
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -207,9 +208,11 @@ class TabularHalf:
 
 
 def is_normal(class_name: str) -> bool:
-    """Whether the first or last folder of a class name says normal: `0.*`, `normal` or `good`."""
+    """Whether a class name says normal: by a first folder `0.*`, or else a first or last one `normal` or `good`."""
     first, last = class_name.lower().split("/")[0], class_name.lower().split("/")[-1]
-    return any(part.startswith("0.") or part in ("normal", "good") for part in (first, last))
+    if re.match(r"\d+\.", first):
+        return first.startswith("0.")
+    return bool({first, last} & {"normal", "good", "0.normal"})
 
 
 def class_index(dataset: Dataset, wanted: int | str, setting: str) -> int:
@@ -217,7 +220,7 @@ def class_index(dataset: Dataset, wanted: int | str, setting: str) -> int:
     names = dataset.class_names
     if str(wanted) in names:
         return names.index(str(wanted))
-    if isinstance(wanted, str) and wanted.isdecimal():
+    if isinstance(wanted, str) and wanted.isdecimal() and str(int(wanted)) == wanted:
         wanted = int(wanted)
     if isinstance(wanted, int) and 0 <= wanted < len(names):
         return int(wanted)

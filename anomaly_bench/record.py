@@ -121,7 +121,7 @@ RUN = {
     **dict.fromkeys(("git", "started", "finished", "trained_in"), _is_text),
     **dict.fromkeys(("class_index", "seed", "epochs_done", "n_train", "n_test", "n_anomalous"), _is_whole),
     **dict.fromkeys(("n_missing", "n_distinct", "n_test_seen_in_training", "threads"), _is_whole),
-    **dict.fromkeys(("overrides", "data_classes", "data_formats", "experiments"), _are_texts),
+    **dict.fromkeys(("overrides", "data_classes", "data_formats", "experiments", "evaluations"), _are_texts),
     **dict.fromkeys(("evaluation", "versions", "machine"), _is_object),
     "resumed_from": lambda value: isinstance(value, list) and all(map(_is_object, value)),
     **{"known_ratio": _is_area, "auroc_untrained": _is_area, "f1_untrained": _is_area},

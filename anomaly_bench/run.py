@@ -203,11 +203,15 @@ def remove(job: Job, *names: str) -> None:
 
 
 def join(job: Job) -> None:
-    """Add the experiment that asks for this run to those it is part of, which `run.json` names."""
-    kept, name = record.read_json(job.folder / "run.json"), job.names.get("experiment")
-    names = kept.get("experiments") or []
-    if name and name not in names:
-        record.write_json(job.folder / "run.json", kept | {"experiments": [*names, name]})
+    """Add the experiment and the evaluation that ask for this run to those that it is of, which `run.json` names."""
+    kept = record.read_json(job.folder / "run.json")
+    names, told = kept.get("experiments") or [], kept.get("evaluations") or []
+    added, asked = job.names.get("experiment"), job.names["evaluation"]
+    more = {"experiments": [*names, added]} if added and added not in names else {}
+    if asked not in told and asked != kept["evaluation"]["name"]:
+        more["evaluations"] = [*told, asked]
+    if more:
+        record.write_json(job.folder / "run.json", kept | more)
 
 
 def compute(job: Job, follow: Follower) -> None:

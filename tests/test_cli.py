@@ -382,6 +382,33 @@ def test_the_best_epoch_stands_beside_the_last_and_replaces_it_only_as_published
     }
 
 
+def test_both_evaluations_have_a_row_where_they_are_the_same_to_a_method(bench):
+    code, out, err = bench("-m", "model=knn", *TINY[:3], "evaluation=as_published,clean")
+    assert code == 0
+    assert "finished already" in err
+    assert read(only_run() / "run.json")["evaluations"] == ["clean"]
+    bench("-m", "model=knn", *TINY[:3], "evaluation=as_published,clean")
+    assert read(only_run() / "run.json")["evaluations"] == ["clean"]
+    bench("report", "runs")
+    assert set(pd.read_csv("runs/report/table.csv")["evaluation"]) == {"as_published", "clean"}
+    for name in ("as_published", "clean"):
+        assert f"Evaluation {name} (knn): " in out
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("runs_dir=a,b", "runs_dir=a,b: a sweep has one folder"),
+        ("hydra.job.chdir=true", "hydra.job.chdir=true: the jobs of a sweep stay"),
+    ],
+)
+def test_where_a_sweep_could_not_read_its_table_it_is_refused(bench, setting, message):
+    code, _, err = bench("-m", "model=knn", *TINY[:3], "seed=0,1", setting)
+    assert code == 2
+    assert message in err
+    assert not list(Path().glob("*/*/metrics.json"))
+
+
 @pytest.mark.parametrize(
     ("model", "data", "order"),
     [

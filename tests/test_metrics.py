@@ -177,6 +177,13 @@ def test_areas_of_pixels_by_hand():
     assert areas["aupro"] == pytest.approx(expected)
 
 
+def test_maps_that_are_the_masks_have_areas_of_one():
+    masks = np.random.RandomState(0).rand(3, 20, 20) > 0.7  # whose shares add up to a little more than one
+    areas = metrics.pixel_areas(masks.astype(float), masks)
+    assert areas == {"auroc_pixel": 1.0, "aupro": pytest.approx(1)}
+    assert areas["aupro"] <= 1
+
+
 def test_the_overlap_with_regions_is_that_of_every_threshold():
     rng = np.random.default_rng(0)
     masks = np.zeros((3, 12, 12), bool)

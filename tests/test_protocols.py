@@ -11,7 +11,14 @@ import torch
 from anomaly_bench.data import digits, public
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.errors import SettingError
-from anomaly_bench.protocols import Contaminated, Folder, LeaveOneClassOut, OneVsRest, TabularHalf
+from anomaly_bench.protocols import (
+    Contaminated,
+    Folder,
+    LeaveOneClassOut,
+    OneVsRest,
+    TabularHalf,
+    class_index,
+)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +205,7 @@ def test_contaminations_that_cannot_be(digits_set, settings, message):
 
 
 def test_folder():
-    names = ["0.normal", "1.abnormal/gun", "1.abnormal/knife"]
+    names = ["0.normal", "1.abnormal/0.gun", "1.abnormal/good"]  # whose own names decide nothing
     data = made_up(names, [0, 0, 0, 0, 1, 2], [1, 1, 1, 0, 0, 0])
     split = Folder().split(data, 0)
     check_apart(split, data, [1, 2])
@@ -207,12 +214,21 @@ def test_folder():
     assert split.case == "folder"
 
 
-@pytest.mark.parametrize("normal", ["good", "Normal", "0.normal", "0.benign/scanner 2", "bottle/good"])
+@pytest.mark.parametrize(
+    "normal", ["good", "Normal", "0.normal", "0.benign/scanner 2", "bottle/good", "bottle/0.normal"]
+)
 def test_folder_names_of_normal_images(normal):
     data = made_up(["crack", normal, "goodish"], [1, 1, 0, 2], [1, 0, 0, 0])
     split = Folder().split(data, 0)
     check_apart(split, data, [0, 2])
     assert split.train.tolist() == [0]
+
+
+def test_an_index_is_written_as_numbers_are():
+    data = made_up(["1", "2", "3", "4"], [0, 1, 2, 3], [1, 1, 0, 0])
+    assert [class_index(data, wanted, "abnormal_class") for wanted in ("3", 3, "0")] == [2, 2, 0]
+    with pytest.raises(SettingError, match="abnormal_class=03: data=made_up has no such class"):
+        class_index(data, "03", "abnormal_class")
 
 
 def test_folder_leaves_anomalies_out_of_training(caplog):

@@ -27,8 +27,8 @@ Where ours differs from the paper, or the paper does not say:
   neither are the paper's.
 - `compactness`: the paper prints the sum of the correlations, which negative ones make smaller. Its least value, -d, is
   that of entries which cancel, and a teacher that learns alone goes there: the digit 0 as the normal one has an AUROC
-  of .767, with `squares` of .965 (`results/uninformed_students_mnist`). These, the default, sum the squares, as denguir
-  does (over other axes) and as the words of the paper have it.
+  of .767, with `squares` of .965 (`results/uninformed_students_mnist_by_pixel`). These, the default, sum the squares,
+  as denguir does (over other axes) and as the words of the paper have it.
 - p+ is p moved by up to p // 8 pixels, brighter or darker by up to a tenth, with noise; p- is a patch of another image.
 - The paper standardises e and v on validation images. Every tenth training image is kept from the students for that.
 - Images have a black frame, so that a patch is around every pixel. The one row and column of pixels that a patch of 33

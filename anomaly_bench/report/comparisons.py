@@ -157,8 +157,8 @@ def runtime(
         axes.figure.legend(loc="outside right center")
 
 
-def paper_curve(path: Path, points: Sequence[Point], setting: str, title: str) -> None:
-    """AUROC over the values of one `setting`, ours with its deviation, and the paper's where it has one."""
+def paper_curve(path: Path, points: Sequence[Point], setting: str, metric: str, title: str) -> None:
+    """A `metric` over the values of one `setting`, ours with its deviation, and the paper's where it has one."""
     from matplotlib.ticker import NullLocator
 
     labels = [f"{point.x:g}" if isinstance(point.x, (int, float)) else short(point.x, 16) for point in points]
@@ -180,7 +180,7 @@ def paper_curve(path: Path, points: Sequence[Point], setting: str, title: str) -
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(x, labels, **({"rotation": 30, "ha": "right"} if sum(map(len, labels)) > 60 else {}))
-        axes.set(xlabel=setting, ylabel="AUROC")
+        axes.set(xlabel=setting, ylabel=metric)
         axes.figure.legend(loc="outside lower center", ncols=2)
 
 

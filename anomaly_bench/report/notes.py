@@ -71,17 +71,15 @@ def _reading(lines: Sequence[Line], runs: Sequence[dict[str, Any]]) -> list[str]
 
 def _evaluations(runs: Sequence[dict[str, Any]]) -> list[str]:
     """How each evaluation in the table has its switches, and for which methods."""
-    models: dict[str, set[str]] = defaultdict(set)
-    names = {}
+    models: dict[tuple[str, str], set[str]] = defaultdict(set)
     for run in runs:
         switches = dict(run.get("evaluation") or {})
         name = str(switches.pop("name", ""))
         told = ", ".join(f"{key}={value}" for key, value in sorted(switches.items()))
         if switches.get("epoch") == "best_test":
             told += "; its AUROC is that of the epoch chosen by the test labels"
-        models[told].add(str(run["model"]))
-        names[told] = name
-    return [f"Evaluation {names[told]} ({_listed(models[told])}): {told}." for told in sorted(models)]
+        models[name, told].add(str(run["model"]))
+    return [f"Evaluation {name} ({_listed(of)}): {told}." for (name, told), of in sorted(models.items())]
 
 
 def _provenance(runs: Sequence[dict[str, Any]]) -> list[str]:

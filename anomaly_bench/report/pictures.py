@@ -12,6 +12,7 @@ import pandas as pd
 
 from anomaly_bench.record import Record, own_file, safe_name
 from anomaly_bench.report import comparisons, figures
+from anomaly_bench.report.beside import NAMES
 from anomaly_bench.report.comparison import ranking, shared_blocks
 from anomaly_bench.report.comparisons import GRID, MOST_LINES, MOST_PANELS, Point
 from anomaly_bench.report.formats import Table
@@ -176,28 +177,39 @@ def draw_paper_curves(folder: Path, tables: Sequence[Table]) -> Iterator[Picture
     """Curves over each setting that a paper's table studies, ours beside the paper's, where two of ours are there."""
     for table in tables:
         studied = [cell for cell in table.cells if cell["settings"] and cell["n"]]
-        for (variant, evaluation, cls), group in groupby(sorted(studied, key=_of_curve), key=_of_curve):
+        for _, group in groupby(sorted(studied, key=_of_curve), key=_of_curve):
             cells = [(_settings(cell["settings"]), cell) for cell in group]
             usual = {
                 key: Counter(own.get(key) for own, _ in cells).most_common(1)[0][0] for key in cells[0][0]
             }
             for key in usual:
-                points = [
-                    Point(own[key], cell["mean"], cell["std"], cell["printed"])
-                    for own, cell in cells
-                    if all(own.get(other) == usual[other] for other in usual if other != key)
-                ]
-                if len({point.x for point in points}) < 2:
+                points = {}
+                for own, cell in cells:
+                    others_usual = all(own.get(other) == usual[other] for other in usual if other != key)
+                    named = key.rpartition(".")[2] in cell["method"]  # of several at one value
+                    if key in own and others_usual and (named or own[key] not in points):
+                        points[own[key]] = Point(own[key], cell["mean"], cell["std"], cell["printed"])
+                if len(points) < 2:
                     continue
-                where = ", ".join(filter(None, (cells[0][1]["data"], f"class {cls}", evaluation, variant)))
-                path = folder / safe_name(f"{table.name}-{key}-{cls}-{evaluation}-{variant}")
-                picture = Picture(table.name, f"AUROC over {key} on {where}", path)
-                comparisons.paper_curve(picture.path, points, key, picture.caption)
+                one = cells[0][1]
+                metric = NAMES.get(str(one["metric"]), str(one["metric"]))
+                told = (
+                    one["data"],
+                    f"class {one['class']}",
+                    one["evaluation"],
+                    one["variant"],
+                    one["source"],
+                )
+                path = folder / safe_name("-".join([table.name, key, *_of_curve(one)]))
+                picture = Picture(table.name, f"{metric} over {key} on {', '.join(filter(None, told))}", path)
+                comparisons.paper_curve(picture.path, list(points.values()), key, metric, picture.caption)
                 yield picture
 
 
-def _of_curve(cell: Line) -> tuple[str, str, str]:
-    return cell["variant"], cell["evaluation"], cell["class"]
+def _of_curve(cell: Line) -> list[str]:
+    """What all points of a curve have in common."""
+    facts = ("metric", "class", "evaluation", "variant", "model", "data", "protocol", "source")
+    return [str(cell[fact]) for fact in facts]
 
 
 def _settings(text: str) -> dict[str, float | str]:

@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -57,8 +58,22 @@ def latest(records: Sequence[Record]) -> list[Record]:
     def age(record: Record) -> tuple[bool, str]:
         return record.status == "finished", str(record.run.get("finished") or record.run.get("started"))
 
-    named = [record for record in records if all(record.run.get(key) is not None for key in NAMED)]
+    named = [
+        one
+        for record in records
+        if all(record.run.get(key) is not None for key in NAMED)
+        for one in by_evaluation(record)
+    ]
     return list({_identity(record): record for record in sorted(named, key=age)}.values())
+
+
+def by_evaluation(record: Record) -> Iterator[Record]:
+    """The record, and again under each other evaluation that asked for the same numbers."""
+    yield record
+    for name in record.run.get("evaluations") or []:
+        yield replace(
+            record, run=record.run | {"evaluation": (record.run.get("evaluation") or {}) | {"name": name}}
+        )
 
 
 def _identity(record: Record) -> tuple[Any, ...]:

@@ -258,14 +258,14 @@ def test_a_picture_of_the_times_of_very_many_has_the_best_and_says_so(tmp_path, 
     ],
 )
 def test_paper_curve(tmp_path, points):
-    comparisons.paper_curve(tmp_path / "c", points, "model.nz", SYNTHETIC)
+    comparisons.paper_curve(tmp_path / "c", points, "model.nz", "AUROC", SYNTHETIC)
     assert_picture(tmp_path / "c")
     assert ("the paper" in words(tmp_path / "c")) == any(point.paper is not None for point in points)
 
 
 def test_values_of_a_setting_stand_in_order_each_at_its_place(tmp_path, panels):
     points = [Point(1000, 0.9, 0.01, 0.88), Point(20, 0.8, np.nan, None)]
-    comparisons.paper_curve(tmp_path / "c", points, "model.nz", SYNTHETIC)
+    comparisons.paper_curve(tmp_path / "c", points, "model.nz", "AUROC", SYNTHETIC)
     ticks = zip(panels[0].get_xticks(), panels[0].get_xticklabels(), strict=True)
     assert [(x, label.get_text()) for x, label in ticks] == [(20, "20"), (1000, "1000")]
     ours, _, _, paper = panels[0].lines

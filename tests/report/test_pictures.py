@@ -4,7 +4,7 @@ import pytest
 from test_tables import made_up
 
 from anomaly_bench.record import write_csv
-from anomaly_bench.report import pictures
+from anomaly_bench.report import comparisons, pictures
 from anomaly_bench.report.comparisons import GRID
 from anomaly_bench.report.formats import Table
 from anomaly_bench.report.pictures import Shown, draw_paper_curves, draw_report, draw_run, telling_rows
@@ -118,6 +118,13 @@ def test_curves_stand_by_class_and_method_with_a_line_a_seed(tmp_path):
 
 def cell(settings, mean, printed, **more):
     facts = {"variant": "", "evaluation": "clean", "class": "2", "data": "mnist", "n": 1, "std": np.nan}
+    facts |= {
+        "metric": "auroc",
+        "model": "ganomaly",
+        "protocol": "folder",
+        "source": "Fig. 5",
+        "method": "GANomaly",
+    }
     return facts | {"settings": settings, "mean": mean, "printed": printed} | more
 
 
@@ -137,3 +144,21 @@ def test_each_setting_that_a_paper_studies_has_a_curve_with_the_others_as_usual(
     ]
     assert all(picture.path.with_name(f"{picture.path.name}.png").exists() for picture in drawn)
     assert not list(draw_paper_curves(tmp_path, [Table("t", "title", [], 0, [], [], cells[:1])]))
+
+
+def test_a_curve_has_one_metric_of_one_source_and_one_point_a_value(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(
+        comparisons, "paper_curve", lambda _, points, *others: kept.append((points, *others[:2]))
+    )
+    cells = [
+        cell("model.w_adv=1 model.w_con=50", 0.8, 0.9, method="w_con = 50"),
+        cell("model.w_adv=1 model.w_con=50", 0.8, 0.7, method="w_adv = 1"),
+        cell("model.w_adv=9 model.w_con=50", 0.6, 0.5, method="w_adv = 9"),
+        *(cell(f"model.w_adv={n} model.w_con=50", 0.4, 0.3, metric="f1", method="w_adv") for n in (1, 9)),
+        *(cell(f"model.w_adv={n} model.w_con=50", 0.2, 0.1, source="code", method="w_adv") for n in (1, 9)),
+    ]
+    drawn = list(draw_paper_curves(tmp_path, [Table("t", "title", [], 0, [], [], cells)]))
+    assert len({picture.path for picture in drawn}) == 3
+    told = {(metric, *(point.paper for point in points)) for points, _, metric in kept}
+    assert told == {("AUROC", 0.7, 0.5), ("F1", 0.3, 0.3), ("AUROC", 0.1, 0.1)}
