@@ -101,18 +101,20 @@ def losses(path: Path, losses_frame: pd.DataFrame, title: str) -> None:
 def reconstructions(
     path: Path,
     x: np.ndarray,
-    reconstruction: np.ndarray,
+    reconstruction: np.ndarray | None,
     maps: np.ndarray,
     scores: np.ndarray,
     anomalous: np.ndarray,
     title: str,
 ) -> None:
-    """The normal and the anomalous images scored lowest and highest, each above its reconstruction and map.
+    """The normal and the anomalous images scored lowest and highest, each above its reconstruction, if any, and map.
 
     `x` and `reconstruction` are `[N, C, H, W]` on [0, 1], `maps` `[N, H, W]` in any unit, drawn on one scale.
     """
     groups = _extremes(scores, anomalous)
-    rows = {"input": _pictures(x), "reconstruction": _pictures(reconstruction), "residual": maps}
+    rows = {"input": _pictures(x), "map": maps}
+    if reconstruction is not None:
+        rows = {"input": _pictures(x), "reconstruction": _pictures(reconstruction), "residual": maps}
     height, width = x.shape[2:]
     wide = sum(max(0.75 * len(group), 1.2) for group in groups.values()) + 1.2  # titles need 1.2
     tall = 0.75 * height / width * len(rows) + 1.3
@@ -120,7 +122,9 @@ def reconstructions(
         grid = np.reshape(np.array(panels, dtype=object), (len(rows), len(groups)))
         for line, (row, pictures) in enumerate(rows.items()):
             colours = (
-                {"cmap": "inferno", "vmax": maps.max()} if pictures is maps else {"cmap": "gray", "vmax": 1}
+                {"cmap": "inferno", "vmax": max(maps.max(), 1e-12)}
+                if pictures is maps
+                else {"cmap": "gray", "vmax": 1}
             )
             for axes, (name, group) in zip(grid[line], groups.items(), strict=True):
                 strip = np.concatenate([pictures[number] for number in group], axis=1)

@@ -55,17 +55,12 @@ def draw_run(
         figures.losses(folder / "losses", losses, title)
     telling = telling_rows(scores, anomalous)
     shown = show(telling)
-    if shown.reconstruction is not None and shown.x.ndim == 4:
-        maps = np.abs(shown.x - shown.reconstruction).mean(axis=1) if shown.map is None else shown.map
-        figures.reconstructions(
-            folder / "reconstructions",
-            shown.x,
-            shown.reconstruction,
-            maps,
-            scores[telling],
-            anomalous[telling],
-            title,
-        )
+    rebuilt, maps = shown.reconstruction, shown.map
+    if maps is None and rebuilt is not None:
+        maps = np.abs(shown.x - rebuilt).mean(axis=1)
+    if maps is not None and shown.x.ndim == 4:
+        path = folder / ("maps" if rebuilt is None else "reconstructions")
+        figures.reconstructions(path, shown.x, rebuilt, maps, scores[telling], anomalous[telling], title)
     if shown.features is not None:
         spread = np.linspace(0, len(scores) - 1, min(EMBEDDED, len(scores))).astype(int)
         features = show(spread).features

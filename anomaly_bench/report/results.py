@@ -95,7 +95,19 @@ def results(records: Sequence[Record]) -> list[Line]:
     of several cases, which are different problems, `settings` is `case` and `overrides` in one.
     """
     settings, cases = _settings(records), _cases(records)
-    return [line for record in records for line in _lines(record, settings, cases)]
+    lines = [line for record in records for line in _lines(record, settings, cases)]
+    first: dict[tuple[str, ...], float] = {}  # a class has one column, wherever it stands in each run's data
+    for line in filter(_is_of_class, lines):
+        first[_column(line)] = min(line["order"], first.get(_column(line), math.inf))
+    return [line | {"order": first[_column(line)]} if _is_of_class(line) else line for line in lines]
+
+
+def _is_of_class(line: Line) -> bool:
+    return line["order"] < math.inf
+
+
+def _column(line: Line) -> tuple[str, ...]:
+    return line["data"], line["protocol"], line["class"]
 
 
 def _lines(

@@ -41,6 +41,8 @@ def test_a_run_is_drawn_as_far_as_the_detector_can_show(tmp_path):
     assert {path.stem for path in (tmp_path / "all").iterdir()} == {
         *("scores", "roc_and_pr", "losses", "reconstructions", "features")
     }
+    draw_run(tmp_path / "map", "title", result, losses[:1], lambda rows: shown(x, map=x[rows, 0] - 1)(rows))
+    assert {path.stem for path in (tmp_path / "map").iterdir()} == {"scores", "roc_and_pr", "maps"}
 
 
 def test_telling_rows_are_the_extremes_of_either_kind():

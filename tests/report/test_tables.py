@@ -202,6 +202,18 @@ def test_a_class_one_method_lacks_is_a_dash():
     assert [row["dog"] for row in rows_of(table) if row["model"] == "ae"] == ["–"]
 
 
+def test_a_class_has_one_column_wherever_it_stands_in_the_data():
+    bottle = made_up("cat", class_index=0, data_classes=["cat", "dog"], data_fingerprint="one")
+    others = [made_up("cat", 1, class_index=1, data_classes=["ant", "cat"]), made_up("dog", 0, class_index=1)]
+    assert table_of(bottle, *others).headers.count("cat") == 1
+
+
+def test_another_evaluation_that_asked_for_the_same_numbers_has_a_row_and_a_note():
+    table = table_of(made_up(evaluations=["as_published"]))
+    assert {row["evaluation"] for row in rows_of(table) if row["evaluation"]} == {"clean", "as_published"}
+    assert all(f"Evaluation {name} (ganomaly): " in notes_of(table) for name in ("clean", "as_published"))
+
+
 def test_only_failures_make_a_table_without_rows():
     table = table_of(made_up(status="failed", failure={"error": "no memory"}))
     assert table.rows == []
