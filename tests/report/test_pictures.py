@@ -154,8 +154,8 @@ def test_a_curve_has_one_metric_of_one_source_and_one_point_a_value(tmp_path, mo
         comparisons, "paper_curve", lambda _, points, *others: kept.append((points, *others[:2]))
     )
     cells = [
-        cell("model.w_adv=1 model.w_con=50", 0.8, 0.9, method="w_con = 50"),
         cell("model.w_adv=1 model.w_con=50", 0.8, 0.7, method="w_adv = 1"),
+        cell("model.w_adv=1 model.w_con=50", 0.8, 0.9, method="w_con = 50"),
         cell("model.w_adv=9 model.w_con=50", 0.6, 0.5, method="w_adv = 9"),
         *(cell(f"model.w_adv={n} model.w_con=50", 0.4, 0.3, metric="f1", method="w_adv") for n in (1, 9)),
         *(cell(f"model.w_adv={n} model.w_con=50", 0.2, 0.1, source="code", method="w_adv") for n in (1, 9)),
