@@ -13,6 +13,8 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from anomaly_bench import sweep, worker
 from anomaly_bench.cli import answer
+from anomaly_bench.run import draw_run
+from anomaly_bench.versions import git_revision
 
 MINE = '''
 """A small autoencoder, and digits that are counted when they are loaded."""
@@ -102,6 +104,9 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "cores", lambda: 2)
     monkeypatch.setattr(sweep, "free_gib", lambda: 64.0)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # `mine` sets these, in this process too where no worker is needed: they are put back after the test.
+    monkeypatch.setattr("anomaly_bench.versions.git_revision", git_revision)
+    monkeypatch.setattr("anomaly_bench.run.draw_run", draw_run)
     yield tmp_path
     sys.modules.pop("mine", None)
     assert not list((tmp_path / "temporary").glob("anomaly-bench-*"))
