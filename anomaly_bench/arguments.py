@@ -81,6 +81,8 @@ def is_rate(name: str) -> bool:
 def is_of(hint: Any, value: Any) -> bool:
     """Whether a plain value can stand for an argument of this type; of types that are not plain, any can."""
     if get_origin(hint) in (Union, UnionType):
+        if type(value) is int and {int, str} <= set(get_args(hint)):
+            return abs(value) <= MOST  # below 0 it can be a name
         return any(is_of(one, value) for one in get_args(hint))
     if get_origin(hint) in (Sequence, list, tuple):
         (inner, *_) = get_args(hint)

@@ -170,7 +170,7 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     split = instantiate(settings.protocol).split(dataset, settings.seed)
     if declares(settings.model, "transductive"):
         split = replace(split, train=split.test)
-    share, of_class = (values["evaluation"].get(name) for name in VALIDATION)
+    share, of_class = (settings.evaluation[name] for name in VALIDATION)
     split, validation = hold_out(split, dataset, settings.seed, share, of_class)
     if validation is not None:
         check_blind(values["evaluation"])

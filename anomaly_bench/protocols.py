@@ -1,6 +1,7 @@
 """Protocols: who is normal, what trains, what is tested."""
 
 import logging
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -149,7 +150,7 @@ class Contaminated:
             most = len(outside) / max(len(dataset.classes), 1)
             raise SettingError(
                 f"protocol.rho={self.rho}: data={dataset.name} has {len(outside)} rows of other classes, needed "
-                f"are {wanted}; allowed is up to {most:.3g}"
+                f"are {wanted}; allowed is up to {math.floor(1000 * most) / 1000:g}"
             )
         rows = shuffled(np.concatenate([inside, outside[:wanted]]), seed)[: self.max_rows]
         rows = np.sort(rows)

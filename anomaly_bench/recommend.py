@@ -27,6 +27,7 @@ from tabulate import tabulate
 
 from anomaly_bench import metrics
 from anomaly_bench.errors import SettingError
+from anomaly_bench.places import CONFIGS
 from anomaly_bench.record import read_json
 from anomaly_bench.sweep import Worker, WorkerDiedError, shares
 
@@ -155,6 +156,9 @@ def recommend(overrides: Sequence[str], minutes: float) -> str:
     if not (digits := given.get("seed", "0")).isdecimal():
         raise SettingError(f"seed={digits}: allowed is one whole number from 0")
     seed = int(digits)
+    wanted = given["model"].split(",") if "model" in given else []
+    if "hydra.searchpath" not in given:
+        check_methods(wanted)
     common = [text for text in overrides if not text.startswith("model=")]
     clock = Clock(60 * minutes)
     with judge() as asked:
@@ -167,7 +171,7 @@ def recommend(overrides: Sequence[str], minutes: float) -> str:
                 if late
                 else SettingError(facts["error"])
             )
-        methods = given["model"].split(",") if "model" in given else ROWS if facts["rows"] else IMAGES
+        methods = wanted or (ROWS if facts["rows"] else IMAGES)
         seeds = [seed] if facts["anomalies"] else [seed, seed + 1]
         entries = [Entry(method) for method in methods]
         race(asked, entries, common, seeds, made_up=not facts["anomalies"], clock=clock)
@@ -181,6 +185,13 @@ def recommend(overrides: Sequence[str], minutes: float) -> str:
     ]
     stopped = [f"{e.method}: with more epochs: {e.error}" for e in entries if e.folders and e.error]
     return "\n".join([*ranked, *lines, *stopped, f"{clock}"])
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Refuse a method that there is no config of."""
+    there = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+    if unknown := [name for name in names if name not in there]:
+        raise SettingError(f"model={unknown[0]}: there is none; allowed are {', '.join(there)}")
 
 
 def unfinished(minutes: float, why: str) -> SettingError:

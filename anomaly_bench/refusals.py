@@ -8,6 +8,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 from anomaly_bench.errors import SettingError
@@ -60,6 +61,10 @@ def flags_among(arguments: Sequence[str]) -> Namespace:
     from hydra._internal.utils import get_args_parser
 
     def error(message: str) -> NoReturn:
+        if apart := re.fullmatch(r"unrecognized arguments: ([^-\s]\S*=.*)", one_line(message)):
+            raise SettingError(
+                f"{apart[1]}: settings stand together, all before the flags or all behind them"
+            )
         raise SettingError(f"{one_line(message)}; --hydra-help shows the flags there are")
 
     parser = get_args_parser()
@@ -122,11 +127,13 @@ def for_each_job(arguments: Sequence[str]) -> list[str]:
     A job whose model has it not is refused alone.
     """
     pairs = [argument.partition("=") for argument in arguments]
-    swept = {key: value.split(",") for key, _, value in pairs if "," in value and (CONFIGS / key).is_dir()}
+    values = {key: re.sub(r"^choice\((.*)\)$", r"\1", value).split(",") for key, _, value in pairs}
+    swept = {key: names for key, names in values.items() if len(names) > 1 and (CONFIGS / key).is_dir()}
+    own = flags_among(arguments).config_dir
 
     def is_known(key: str) -> bool:
         group = key.partition(".")[0]
-        return any(key in known_keys([f"{group}={name}"]) for name in swept[group])
+        return any(key in known_keys([f"{group}={name}"], own) for name in swept[group])
 
     return [
         f"++{argument}" if key.partition(".")[0] in swept and "." in key and is_known(key) else argument
@@ -199,7 +206,7 @@ def reason(error: Exception, overrides: Sequence[str]) -> str:
 
 def did_you_mean(wanted: str, arguments: Sequence[str]) -> str:
     """The keys there are that come closest, else those of the group."""
-    typed = [key for key in known_keys(arguments) if "._" not in key]
+    typed = [key for key in known_keys(arguments, flags_among(arguments).config_dir) if "._" not in key]
     known = [key for key in typed if key != wanted]  # one job of a sweep may have it
     group, _, name = wanted.partition(".")
     there = [key.removeprefix(f"{group}.") for key in known if name and key.startswith(f"{group}.")]
@@ -215,18 +222,29 @@ def did_you_mean(wanted: str, arguments: Sequence[str]) -> str:
     return f"; there are {', '.join(there)}" if there else "; --cfg job shows all there are"
 
 
-def known_keys(arguments: Sequence[str]) -> list[str]:
-    """Every key of the config that the groups among the arguments compose."""
+def known_keys(arguments: Sequence[str], own: str | None = None) -> list[str]:
+    """Every key of the config that the groups among the arguments compose, with the configs of one's `own` folder."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     pairs = [argument.partition("=") for argument in arguments if "=" in argument]
-    choices = [f"{group}={name}" for group, _, name in pairs if (CONFIGS / group / f"{name}.yaml").is_file()]
+    places = [CONFIGS, *([Path(own).resolve()] if own else [])]
+    choices = [
+        f"{group}={name}"
+        for group, _, name in pairs
+        if any((place / group / f"{name}.yaml").is_file() for place in places)
+    ]
+    more = [f"hydra.searchpath=[{quoted(f'file://{places[1]}')}]"] if own else []
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        settings = compose("config", choices)
+        settings = compose("config", [*more, *choices])
     return list(paths_in(OmegaConf.to_container(settings)))
+
+
+def quoted(text: str) -> str:
+    """A text as an override's value."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def paths_in(values: Any, prefix: str = "") -> Iterator[str]:

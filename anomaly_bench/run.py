@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,8 @@ log = logging.getLogger("anomaly_bench")
 LEVELS = np.r_[np.arange(100) / 100, np.arange(991, 1001) / 1000]
 """At which quantiles of training scores are kept: each percent, and the last one finer, where thresholds lie."""
 
+ALREADY = "finished already: %s (rerun=true computes it again)"
+
 KEEP, BEST = "checkpoint.safetensors", "best.safetensors"
 UNFINISHED_ONLY = (KEEP, previous_of(Path(KEEP)).name, BEST)
 
@@ -74,11 +77,14 @@ def run(job: Job) -> None:
         return
     if not (job.folder / "metrics.json").exists():
         check_that_it_builds(job)
+    if job.folder.exists() and not os.access(job.folder, os.W_OK):
+        find_finished(job)
+        return
     open_folder(job.folder)
     with record.alone(job.folder):
         record.sweep_up(job.folder)
         if finished(job) and not job.values["rerun"]:
-            log.info("finished already: %s (rerun=true computes it again)", job.folder)
+            log.info(ALREADY, job.folder)
             join(job)
             remove(job, *UNFINISHED_ONLY)
             follower(job).end()
@@ -94,6 +100,14 @@ def run(job: Job) -> None:
         except Exception as error:
             follow.end(give_up(job, error))
             raise
+
+
+def find_finished(job: Job) -> None:
+    """Find a run in a folder that may not be written to; refuse it where there is something to compute."""
+    if not finished(job) or job.values["rerun"]:
+        raise SettingError(f"runs_dir={str(job.folder.parent)!r}: {job.folder} may not be written to")
+    log.info(ALREADY, job.folder)
+    parallel.tell(False, job.trainer.device)
 
 
 def check_that_it_builds(job: Job) -> None:

@@ -48,6 +48,11 @@ def hold_out(
         anomalous_class: index or name of the validation anomalies' class; None for what the protocol leaves over.
     """
     if share is None:
+        if anomalous_class is not None:
+            raise SettingError(
+                f"evaluation.validation_class={anomalous_class}: it says of which class validation anomalies are; "
+                "evaluation.validation=SHARE, which holds rows out, is not set"
+            )
         return split, None
     if not 0 < share < 1:
         raise SettingError(f"evaluation.validation={share}: allowed is null, or above 0 and below 1")

@@ -20,6 +20,7 @@ class Made:
         batch_size: int | None = None,
         sizes: Sequence[int] = (1,),
         folder: Path | None = None,
+        of_class: int | str = 0,
         untyped=None,
     ) -> None: ...
 
@@ -56,6 +57,7 @@ def test_what_does_not_fit_is_named(setting, value, said):
             ("sizes", [3, 0]),
             ("sizes", (3,)),
             ("folder", "here"),
+            ("of_class", -1),
             ("untyped", object()),
             ("_target_", "Made"),
         ),

@@ -284,6 +284,10 @@ def test_a_disk_without_room_for_notes_is_told_at_the_end(bench, monkeypatch, ca
         (["data.root=a", "b"], ["b: no KEY=VALUE", "quotes within quotes"]),
         (["abnormal_class=0.5"], ["abnormal_class=0.5: a whole number or a name (in quotes within quotes"]),
         (["--model", "ganomaly"], ["--model", "write model=VALUE"]),
+        (
+            ["model=knn", "-m", "seed=0,1", "a=b"],
+            ["seed=0,1 a=b: settings stand together, all before the flags"],
+        ),
         (["--nowhere"], ["unrecognized arguments: --nowhere; --hydra-help shows the flags"]),
         (["--cfg", "foo"], ["argument --cfg", "'foo'"]),
         (["-m", "--cfg", "job"], ["Only one of --run, --multirun, --cfg"]),

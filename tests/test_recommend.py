@@ -314,3 +314,10 @@ def test_methods_that_all_fail_are_not_said_to_need_time(typed, monkeypatch):
     )
     code, _, err = typed("model=ae", "--minutes", "1")
     assert (code, "more minutes" in err) == (2, False)
+
+
+def test_an_unknown_method_is_refused_before_the_race(typed, monkeypatch):
+    monkeypatch.setattr(race, "judge", None)
+    code, out, err = typed("model=knn,nope")
+    assert (code, out) == (2, "")
+    assert err.startswith("anomaly-bench: model=nope: there is none; allowed are ")

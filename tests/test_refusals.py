@@ -72,6 +72,17 @@ def test_a_key_of_swept_models_is_given_to_each_and_no_other_key_is():
     assert refusals.as_typed(asked) == given
     alone = ["model=ae_dense", "model.hidden=[3]"]
     assert for_each_job(alone) == alone
+    chosen = ["model=choice(ae_dense,dagmm)", "model.hidden=[3]"]
+    assert for_each_job(chosen) == [chosen[0], "++model.hidden=[3]"]
+
+
+def test_a_key_of_a_swept_model_of_ones_own_is_given_to_it(tmp_path):
+    ConfigStore.instance().store("schema", Settings)
+    own = tmp_path / "it's mine, a = b"
+    (own / "model").mkdir(parents=True)
+    (own / "model/shallow.yaml").write_text("_target_: mine.Shallow\ncode: 4\n")
+    given = ["-m", "--config-dir", str(own), "model=shallow,knn", "model.code=8"]
+    assert for_each_job(given) == [*given[:4], "++model.code=8"]
 
 
 @pytest.mark.parametrize(

@@ -206,3 +206,15 @@ def test_pictures_show_the_pixels_as_they_were_and_what_became_of_them(tmp_path)
     np.testing.assert_allclose(pictures.x, pixels, atol=1e-6)
     assert pictures.reconstruction.shape == pixels.shape
     assert 0 <= pictures.reconstruction.min() <= pictures.reconstruction.max() <= 1
+
+
+def test_a_finished_run_is_found_where_nothing_may_be_written(tmp_path, monkeypatch):
+    folder = finished(tmp_path, **SMALL)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(running.os, "access", lambda *_: False)
+    monkeypatch.setattr(running.record, "alone", None)
+    finished(tmp_path, **SMALL)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    (folder / "metrics.json").unlink()
+    with pytest.raises(SettingError, match=r"runs_dir=.*: .* may not be written to"):
+        finished(tmp_path, **SMALL)

@@ -145,6 +145,7 @@ def test_thresholds_by_rule(image_run, bags, of_images):
         of_images.table.nlargest(4, "score")["file"]
     )
     assert scored("contamination=0").n_anomalous == 0
+    assert scored("contamination=1").n_anomalous == 40
     assert rare.table["percentile"].tolist() == of_images.table["percentile"].tolist()
 
 

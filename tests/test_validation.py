@@ -98,7 +98,7 @@ def test_anomalous_training_rows_go_on_training_and_are_not_called_normal(parts,
 
 def test_without_a_share_nothing_changes(digits_set):
     split = LeaveOneClassOut(2).split(digits_set, 0)
-    assert hold_out(split, digits_set, 0, None, 7) == (split, None)
+    assert hold_out(split, digits_set, 0, None, None) == (split, None)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,7 @@ def test_without_a_share_nothing_changes(digits_set):
         (LeaveOneClassOut(2), 0.1, "cat", "evaluation.validation_class=cat"),
         (LeaveOneClassOut(2), 0.0, 7, "above 0 and below 1"),
         (LeaveOneClassOut(2), 1.0, 7, "above 0 and below 1"),
+        (LeaveOneClassOut(2), None, 7, "evaluation.validation_class=7: it says of which class"),
         (OneVsRest(4), 0.1, 4, "0 to train on"),
         (Contaminated(4), 0.1, 7, "trains on its test rows"),
     ],
@@ -165,7 +166,8 @@ def test_changing_the_test_labels_changes_the_result_and_not_what_is_chosen_by(b
 
 
 def test_a_run_without_validation_is_the_run_it_was(bench):
-    assert bench(*TINY, "evaluation.validation_class=7")[0] == 0
+    assert bench(*TINY, "evaluation.validation_class=7")[0] == 2
+    assert not figures()
     assert bench(*TINY)[0] == 0
     (only,) = figures()
     assert "auroc_validation" not in only

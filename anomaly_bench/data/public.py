@@ -111,7 +111,7 @@ def load(
 def official_part(name: str, place: Path, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
     """Images `uint8` `[N, H, W, C]` and labels int64 `[N]` of one part, by torchvision."""
     fetching = one_at_a_time(place) if download else contextlib.nullcontext()
-    with not_found_said(name, place), fetching, progress_on_terminals_only():
+    with not_found_said(name, place, download), fetching, progress_on_terminals_only():
         match name:
             case "svhn":
                 part = datasets.SVHN(place, "train" if train else "test", download=download)
@@ -143,15 +143,19 @@ def one_at_a_time(place: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def not_found_said(name: str, place: Path) -> Iterator[None]:
+def not_found_said(name: str, place: Path, fetched: bool) -> Iterator[None]:
     """Turn torchvision's errors about missing, damaged or unreachable files into one line that helps."""
     try:
         yield
     except (RuntimeError, OSError, AssertionError, EOFError) as error:
+        what, fetch = (
+            ("could not be fetched to", "try again")
+            if fetched
+            else ("not found in", "fetch it with data.download=true")
+        )
         raise SettingError(
-            f"data={name}: not found in {place} ({' '.join(str(error).split())}); fetch it "
-            f"with data.download=true, name the folder that holds {name}/ with data.root=..., or put class "
-            f"folders in {place}/{{train,test}}/<class>/"
+            f"data={name}: {what} {place} ({' '.join(str(error).split())}); {fetch}, name the folder that holds "
+            f"{name}/ with data.root=..., or put class folders in {place}/{{train,test}}/<class>/"
         ) from error
 
 

@@ -190,7 +190,7 @@ def of_frame(
     frame: pd.DataFrame, path: Path, label: str | None
 ) -> tuple[Tensor, tuple[Column, ...], np.ndarray]:
     """Rows, columns and labels of a frame."""
-    frame = frame.rename(columns=str)
+    frame = without_index(frame.rename(columns=str), path)
     if f"{label}.1" in frame:  # pandas' name for a second one, which would be learned from
         raise SettingError(f"data.label={label}: {path.name} has two columns of that name; rename one")
     if label not in frame:
@@ -204,6 +204,15 @@ def of_frame(
     if counted:
         say_what_collapses(counted, np.column_stack([as_numbers(frame[name]) for name in counted]), path)
     return x, columns, frame[label].to_numpy()
+
+
+def without_index(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Without a first column that has no name and numbers the rows, as pandas writes one: order may tell classes."""
+    first = frame.columns[0]
+    if first != "Unnamed: 0" or frame[first].dtype.kind != "i" or not frame[first].is_unique:
+        return frame
+    LOG.warning("%s: its first column has no name and numbers the rows: it is left out", path)
+    return frame.drop(columns=first)
 
 
 def of_arrays(

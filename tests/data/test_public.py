@@ -149,6 +149,8 @@ def test_a_damaged_set_is_told_in_a_line(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(datasets, "MNIST", damaged)
     with pytest.raises(SettingError, match=r"data=mnist: not found in .* \(it ends too early\)"):
         public.load("mnist", tmp_path)
+    with pytest.raises(SettingError, match=r"data=mnist: could not be fetched to .*; try again, name"):
+        public.load("mnist", tmp_path, download=True)
 
 
 def test_an_image_size_that_cannot_be(tmp_path):

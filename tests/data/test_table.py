@@ -47,6 +47,19 @@ def test_columns_of_any_kind(tmp_path, suffix, caplog):
     assert "1 missing categories in 1 of 3 columns: each becomes 0 in" in caplog.text
 
 
+def test_a_column_that_numbers_the_rows_is_not_learned_from(tmp_path, caplog):
+    path = tmp_path / "people.csv"
+    FRAME.sample(frac=1, random_state=0).to_csv(path)
+    assert [name for name, _ in table.load(root=path, label="kind").columns] == ["age", "colour", "smokes"]
+    assert "people.csv: its first column has no name and numbers the rows: it is left out" in caplog.text
+    caplog.clear()
+    FRAME.set_index("age").to_csv(path)
+    assert table.load(root=path, label="kind").columns[0] == Column("age")
+    FRAME.rename(columns={"age": ""}).to_csv(path, index=False)  # with gaps it is no number of a row
+    assert len(table.load(root=path, label="kind").columns) == 3
+    assert "no name" not in caplog.text
+
+
 def test_missing_categories_are_said_too(tmp_path, caplog):
     frame = pd.DataFrame({"colour": ["red", None, "blue", None], "size": [1, 2, 3, 4], "kind": list("aaab")})
     frame.to_csv(tmp_path / "a.csv", index=False)
