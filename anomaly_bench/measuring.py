@@ -67,7 +67,13 @@ def pixel_numbers(job: Job, detector: Detector, test: Rows, anomalous: np.ndarra
     if not masks[known].any():
         return {}
     rows = test.subset(torch.from_numpy(known).to(test.device))
-    maps = map_rows(detector, rows, precision=job.trainer.precision, batch_size=job.evaluation["batch_size"])
+    maps = map_rows(
+        detector,
+        rows,
+        precision=job.trainer.precision,
+        batch_size=job.evaluation["batch_size"],
+        batch_statistics=job.evaluation["batch_norm"] == "batch",
+    )
     return {} if maps is None else metrics.pixel_areas(maps.numpy(), masks[known])
 
 

@@ -87,11 +87,13 @@ def test_maps_are_measured_beside_the_masks_of_their_own_rows_and_not_where_a_ma
     masks = torch.eye(6, dtype=torch.bool).reshape(6, 1, 6).numpy()
     masks[[0, 2]] = False  # a normal row, and an anomalous one that nobody has marked
     one = job(test=np.array([5, 4, 3, 2, 1, 0]), anomalous=np.array([1, 1, 1, 1, 1, 0], bool))
-    one.dataset, one.evaluation["batch_size"] = SimpleNamespace(masks=masks), 2
+    one.dataset = SimpleNamespace(masks=masks)
+    one.evaluation |= {"batch_size": 2, "batch_norm": "batch"}
     order = measuring.test_order(one)
     test = Rows(torch.from_numpy(one.split.test[order])[:, None].float())
 
-    def perfect(_, rows: Rows, **__: Any) -> Tensor:
+    def perfect(_, rows: Rows, *, batch_statistics: bool, **__: Any) -> Tensor:
+        assert batch_statistics
         numbers = rows.take(torch.arange(len(rows))).flatten().long()
         assert 2 not in numbers
         return torch.from_numpy(masks)[numbers].float()

@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -184,17 +185,7 @@ def from_class_folders(
     if missing:
         absent = ", ".join(CLASS_NAMES[name][label] for label in missing)
         raise SettingError(f"data.root: {place} has no class folder for {absent}")
-    return Dataset(
-        name=name,
-        x=found.x,
-        classes=new[found.classes],
-        class_names=CLASS_NAMES[name],
-        official_train=found.official_train,
-        source=found.source,
-        files=found.files,
-        mean=mean,
-        std=std,
-    )
+    return replace(found, name=name, classes=new[found.classes], class_names=CLASS_NAMES[name])
 
 
 def label_of_folder(name: str) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from anomaly_bench.record import Record, plain_yaml
+from anomaly_bench.record import SAFE_LOADER, Record, plain_yaml
 from anomaly_bench.report.printed import Printed
 from anomaly_bench.report.results import SHOWN_ELSEWHERE
 
@@ -105,15 +105,20 @@ def _holds(record: Record, settings: str) -> bool:
         found: Any = values
         for key in path.split("."):
             found = found.get(key) if isinstance(found, dict) else None
-        if found != yaml.safe_load(wanted):
+        if found != _value(wanted):
             return False
     return True
 
 
 @cache
+def _value(text: str) -> Any:
+    return yaml.safe_load(text)
+
+
+@cache
 def _values(config: str) -> Any:
     try:
-        return yaml.safe_load(plain_yaml(config))
+        return yaml.load(plain_yaml(config), Loader=SAFE_LOADER)
     except (yaml.YAMLError, ValueError):  # of a stranger's run
         return {}
 

@@ -116,8 +116,8 @@ def score_rows(
 
     `batch_statistics` and `fold` as in `scoring`.
     """
-    while batch_statistics and len(rows) % batch_size == 1 < len(rows):
-        batch_size += 1  # a row alone has no statistics
+    if batch_statistics:
+        batch_size = without_lone_row(len(rows), batch_size)
     scores = []
     with (
         scoring(detector, rows.device, precision=precision, batch_statistics=batch_statistics, fold=fold),
@@ -129,6 +129,13 @@ def score_rows(
     return torch.cat(scores).cpu()
 
 
+def without_lone_row(n: int, batch_size: int) -> int:
+    """The least batch size from this one by which `n` rows leave none alone, since that one has no statistics."""
+    while n % batch_size == 1 < n:
+        batch_size += 1
+    return batch_size
+
+
 def explain_rows(detector: Detector, rows: Rows, *, precision: str, batch_size: int) -> Explanation:
     """Everything the detector can show of the rows, in order, float32 on the CPU."""
     with evaluation(detector, rows.device), autocast(rows.device, precision):
@@ -137,10 +144,17 @@ def explain_rows(detector: Detector, rows: Rows, *, precision: str, batch_size: 
     return Explanation(joined(score), *(None if field[0] is None else joined(field) for field in others))
 
 
-def map_rows(detector: Detector, rows: Rows, *, precision: str, batch_size: int) -> Tensor | None:
-    """Anomaly maps `[N, H, W]` of the rows, in order, float32 on the CPU; None where the detector has none."""
+def map_rows(
+    detector: Detector, rows: Rows, *, precision: str, batch_size: int, batch_statistics: bool = False
+) -> Tensor | None:
+    """Anomaly maps `[N, H, W]` of the rows, in order, float32 on the CPU; None where the detector has none.
+
+    `batch_statistics` as in `scoring`: maps go with the scores.
+    """
+    if batch_statistics:
+        batch_size = without_lone_row(len(rows), batch_size)
     maps = []
-    with evaluation(detector, rows.device), autocast(rows.device, precision):
+    with evaluation(detector, rows.device, batch_statistics), autocast(rows.device, precision):
         for batch in rows.in_order(batch_size):
             if (found := detector.explain(batch.x).map) is None:
                 return None

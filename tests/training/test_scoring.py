@@ -8,7 +8,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
 from anomaly_bench.training.packing import Packed
-from anomaly_bench.training.scoring import autocast, evaluation, explain_rows, folded, score_rows, scoring
+from anomaly_bench.training.scoring import (
+    autocast,
+    evaluation,
+    explain_rows,
+    folded,
+    map_rows,
+    score_rows,
+    scoring,
+)
 
 CPU = torch.device("cpu")
 
@@ -82,6 +90,21 @@ def test_batch_statistics_are_never_asked_of_one_row(detector: Normed, rows: Row
     scores = score_rows(detector, rows, precision="fp32", batch_size=3, batch_statistics=True)
     larger = score_rows(detector, rows, precision="fp32", batch_size=4, batch_statistics=True)
     assert torch.equal(scores, larger)
+
+
+def test_maps_are_of_the_network_that_scores(detector: Normed, rows: Rows) -> None:
+    class Mapped(Normed):
+        def explain(self, x: Tensor) -> Explanation:
+            score = self.score(x)
+            return Explanation(score, map=score[:, None, None])
+
+    mapped = Mapped()
+    mapped.load_state_dict(detector.state_dict())
+    for batch_statistics in (False, True):
+        how = {"precision": "fp32", "batch_size": 3, "batch_statistics": batch_statistics}
+        maps = map_rows(mapped, rows, **how)
+        assert maps is not None
+        torch.testing.assert_close(maps.flatten(), score_rows(mapped, rows, **how))
 
 
 def test_batch_statistics_are_those_of_training_mode(detector: Normed, rows: Rows) -> None:
