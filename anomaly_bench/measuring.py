@@ -87,7 +87,7 @@ def control_numbers(job: Job, train: Rows, test: Rows, anomalous: np.ndarray) ->
         areas = pixel_numbers(job, detector, test, anomalous)
         kept |= {f"{name}_untrained": area for name, area in areas.items()}
         if (ratio := job.split.ratio) is not None:
-            threshold = metrics.quantile_threshold(scores, 1 - ratio)
+            threshold = metrics.share_threshold(scores, ratio)
             kept["f1_untrained"] = metrics.measure(scores, anomalous, threshold)["f1"]
         record.write_json(job.folder / "run.json", kept)
     return {name: kept[name] for name in CONTROLS if name in kept}
@@ -103,7 +103,7 @@ def thresholds_of(
     """
     if job.split.ratio is not None:
         name = f"the known ratio, {100 * job.split.ratio:.3g} % of the test rows"
-        first = metrics.quantile_threshold(scores, 1 - job.split.ratio)
+        first = metrics.share_threshold(scores, job.split.ratio)
     else:
         name, first = threshold_of(detector, training_scores, job.evaluation["quantile"])
     return {name: first, HINDSIGHT: metrics.best_f1_threshold(scores, anomalous)}

@@ -145,6 +145,22 @@ def quantile_threshold(training_scores: ArrayLike, quantile: float) -> float:
     return float(np.quantile(_finite(training_scores), quantile))
 
 
+def share_threshold(scores: ArrayLike, share: float) -> float:
+    """The threshold that leaves a share (0 to 1) of these very rows above it; needs no labels.
+
+    Rows of equal scores at the cut are all above it or all below, whichever comes nearer to the share. Raises as
+    `quantile_threshold` does.
+    """
+    bound = quantile_threshold(scores, 1 - share)
+    scores = _finite(scores)
+    cut = scores[scores <= bound].max()
+    at_cut = int((scores == cut).sum())
+    lacking = share * len(scores) - (scores > bound).sum()
+    if (at_cut > 1 or share == 1) and lacking > abs(at_cut - lacking):
+        return float(np.nextafter(cut, -np.inf))
+    return bound
+
+
 def _checked(scores: ArrayLike, anomalous: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Scores as finite float64 `[N]` and truth as bool `[N]` with both kinds in it."""
     scores, anomalous = _finite(scores), np.asarray(anomalous, bool)

@@ -108,9 +108,9 @@ def score_files(
     elif kind == "max_train":
         bound, words = float(quantiles[-1]), "the highest training score"
     elif kind == "contamination":
-        from anomaly_bench.metrics import quantile_threshold  # imports scikit-learn, a second
+        from anomaly_bench.metrics import share_threshold  # imports scikit-learn, a second
 
-        bound = quantile_threshold(scores, 1 - share) if share < 1 else below_all(scores)
+        bound = share_threshold(scores, share)
         words = f"{100 * share:.4g} % of these rows"
     else:
         bound, words = own_threshold(trained.metrics, folder), "the run's own"
@@ -152,11 +152,6 @@ def rule_of(threshold: str | None) -> tuple[str | None, float]:
     if name in ("quantile", "contamination") and 0 <= share <= 1:
         return name, share
     raise SettingError(f"--threshold {threshold}: allowed are {RULES}, where SHARE is from 0 to 1")
-
-
-def below_all(scores: np.ndarray) -> float:
-    """The largest number that every score is above."""
-    return float(np.nextafter(scores.min(), -np.inf))
 
 
 def own_threshold(metrics: dict[str, Any], folder: Path) -> float:

@@ -100,6 +100,27 @@ def test_best_f1_threshold_by_hand():
     assert metrics.best_f1_threshold([1, 2, 3], [1, 0, 1]) < 1  # all called anomalous: 4/5
 
 
+@pytest.mark.parametrize(
+    ("scores", "share", "called"),
+    [
+        (np.arange(100), 0.2, 20),
+        (np.arange(7), 0.5, 3),
+        ([0] * 80 + [1] * 20, 0.2, 20),
+        ([0] * 380 + [5] * 100 + [10] * 20, 0.2, 120),  # of 100 wanted; 20 are further away
+        ([0] * 380 + [5] * 100 + [10] * 20, 0.1, 20),  # of 50
+        ([0] * 90 + [5] * 10, 0.05, 0),  # as near as 10, and no more than the share
+        ([3] * 10, 0.2, 0),
+        ([3] * 10, 0.7, 10),
+        (np.arange(10), 1, 10),
+        (np.arange(10), 0, 0),
+        ([2], 1, 1),
+    ],
+)
+def test_a_share_of_rows_is_called_and_equal_scores_alike(scores, share, called):
+    scores = np.random.RandomState(0).permutation(np.asarray(scores, np.float32))
+    assert (scores.astype(np.float64) > metrics.share_threshold(scores, share)).sum() == called
+
+
 def test_quantile_threshold():
     assert metrics.quantile_threshold(np.arange(101), 0.95) == pytest.approx(95)
     assert [metrics.quantile_threshold([3, 1, 2], end) for end in (0, 1)] == [1, 3]
