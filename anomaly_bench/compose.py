@@ -53,9 +53,6 @@ NOT_HASHED = (
 CLASS_KEYS = ("abnormal_class", "normal_class")
 """What a protocol may ask for."""
 
-AS_EVER = ("deterministic", False)
-"""A setting that came later: as it was for the runs before it, it is not hashed, so that these are found again."""
-
 SCORING_ONLY = ("epoch", "batch_norm", "test_order", "hindsight", "batch_size", "quantile")
 """Switches of `evaluation` that leave training as it is."""
 
@@ -182,7 +179,7 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     eval_every = values["trainer"]["eval_every"] or int(values["evaluation"]["epoch"] == "best_test")
     trainer = Trainer(**values["trainer"] | {"eval_every": eval_every})
     counted = (
-        {key: value for key, value in values.items() if key not in NOT_HASHED and (key, value) != AS_EVER}
+        record.without_later({key: value for key, value in values.items() if key not in NOT_HASHED})
         | {"data": [dataset.fingerprint(), *scale_of(dataset)]}
         | {"trainer": values["trainer"] | {"device": None, "precision": trainer.precision}}
     )

@@ -87,7 +87,12 @@ def control_numbers(job: Job, train: Rows, test: Rows, anomalous: np.ndarray) ->
         areas = pixel_numbers(job, detector, test, anomalous)
         kept |= {f"{name}_untrained": area for name, area in areas.items()}
         if (ratio := job.split.ratio) is not None:
-            threshold = metrics.share_threshold(scores, ratio)
+            by_labels = job.evaluation["hindsight"]  # as the trained detector's threshold is
+            threshold = (
+                metrics.best_f1_threshold(scores, anomalous)
+                if by_labels
+                else metrics.share_threshold(scores, ratio)
+            )
             kept["f1_untrained"] = metrics.measure(scores, anomalous, threshold)["f1"]
         record.write_json(job.folder / "run.json", kept)
     return {name: kept[name] for name in CONTROLS if name in kept}

@@ -43,6 +43,30 @@ DEEPEST = 20
 """Levels of nested values that a file of a run may have."""
 
 
+LATER = {
+    "deterministic": False,
+    "evaluation.validation": None,
+    "evaluation.validation_class": None,
+    "model.d_l2": 0.0,
+    "model.dropout": None,
+    "model.extralayers": 0,
+    "model.first_activation": True,
+    "model.jitter": 1e-6,
+    "model.standardise": False,
+    "model.version": "paper",
+}
+"""Settings that came later, each with the value by which a run is what it was before: so it tells no runs apart."""
+
+
+def without_later(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings without those of `LATER` that have the value there."""
+    return {
+        key: without_later(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if f"{prefix}{key}" not in LATER or LATER[f"{prefix}{key}"] != value
+    }
+
+
 @dataclass(frozen=True)
 class Record:
     """One run as its folder tells it.
@@ -69,6 +93,15 @@ class Record:
         except (OSError, ValueError) as error:
             log.warning("%s cannot be read: %s", self.folder / "config.yaml", error)
             return ""
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The settings in `config.yaml`, nested; empty where it cannot be read, or holds none."""
+        try:
+            values = yaml.load(plain_yaml(self.config), Loader=SAFE_LOADER)
+        except (yaml.YAMLError, ValueError):  # of a stranger's run
+            return {}
+        return values if isinstance(values, dict) else {}
 
 
 def read_records(runs_dir: Path | str) -> list[Record]:

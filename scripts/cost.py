@@ -59,8 +59,9 @@ side. From and to are the slowest and the fastest run; other work on the machine
 
 ## Extrapolated
 
-- **Methods.** Speeds are measured for {measured}. Every other method is taken to be as fast for each row and epoch;
-  one without epochs costs its scoring only. This is the weakest part: a larger network, or many turned copies of each
+- **Methods.** Speeds are measured for {measured}. A method that was not measured on a machine is taken to be as fast as
+  on the others, and one that was measured on none as fast for each row and epoch as those that were measured here; one
+  without epochs costs its scoring only. This is the weakest part: a larger network, or many turned copies of each
   image (geotrans), takes many times as long, and rows of numbers much less.
 - **Epochs** are those that the config of each method calls so, times its rounds; further stages that it counts in
   steps, or names otherwise, are not in them.
@@ -113,7 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def of_records(folder: Path) -> Iterable[Speed]:
     """The speeds of finished runs. Jobs on single threads stand for as many as the machine has cores."""
     for record in read_records(folder):
-        if record.status != "finished":
+        if (
+            record.status != "finished" or len(record.run.get("shape") or ()) != 3
+        ):  # rows of numbers are no images
             continue
         run, cores = record.run, record.run["machine"]["cores"]
         kind = str(run["device"]).partition(":")[0]
@@ -199,10 +202,17 @@ def page(speeds: Sequence[Speed], known: Sequence[Method]) -> str:
 
 def cost(speeds: Sequence[Speed], counted: Sequence[Method], machine: str) -> dict[str, str]:
     """One line of the answer: what the table costs on a machine, or on a GPU."""
-    own = [speed for speed in speeds if speed.machine == machine]
-    line = {"on": f"{machine}, no GPU" if own[0].kind == "cpu" else machine}
+    kind = next(speed.kind for speed in speeds if speed.machine == machine)
+    line = {"on": f"{machine}, no GPU" if kind == "cpu" else machine}
+    speeds = [speed for speed in speeds if speed.kind == kind]
+    measured = {speed.method for speed in speeds}
+    counted = [method for method in counted if not method.searches or method.name in measured]
     for label, pick in (("", median), (", if all ran as the fastest", max), (", as the slowest", min)):
-        hours = [seconds(own, method, rows, pick) / 3600 for method in counted for rows in ROWS.values()]
+        hours = [
+            seconds(speeds, machine, method, rows, pick) / 3600
+            for method in counted
+            for rows in ROWS.values()
+        ]
         total = fmean(hours) * METHODS * CLASSES * SEEDS * len(ROWS)
         line[f"days on 1{label}"] = f"{total / 24:,.0f}"
         if not label:
@@ -211,11 +221,24 @@ def cost(speeds: Sequence[Speed], counted: Sequence[Method], machine: str) -> di
     return line
 
 
-def seconds(speeds: Sequence[Speed], method: Method, rows: int, pick: Any) -> float:
-    """What a run of a method on so many rows takes; a method that was not measured goes as fast as those that were."""
-    own = [speed for speed in speeds if speed.method == method.name] or speeds
-    training = pick([speed.training for speed in own if speed.training is not None])
-    scoring = pick([speed.scoring for speed in own if speed.scoring is not None])
+def seconds(speeds: Sequence[Speed], machine: str, method: Method, rows: int, pick: Any) -> float:
+    """What a run of a method on so many rows takes.
+
+    A method that was not measured on the machine goes as fast as on others, and one that was measured on none as fast
+    as those that were, on this machine.
+    """
+    here = [speed for speed in speeds if speed.machine == machine]
+    own = [speed for speed in speeds if speed.method == method.name]
+    own_here = [speed for speed in own if speed.machine == machine]
+
+    def rate(what: str) -> float:
+        known = [
+            [v for speed in group if (v := getattr(speed, what)) is not None]
+            for group in (own_here, own, here, speeds)
+        ]
+        return float(pick(next(filter(None, known))))
+
+    training, scoring = rate("training"), rate("scoring")
     learned = TRAINED * rows
     return learned * method.epochs / training + (2 * TESTED * rows + min(SAMPLED, learned)) / scoring
 

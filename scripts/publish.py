@@ -12,6 +12,7 @@ Each time it also writes the index in the README.md of the folder above, from al
 """
 
 import argparse
+import math
 import re
 import shlex
 import shutil
@@ -25,7 +26,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from anomaly_bench.errors import SettingError
-from anomaly_bench.record import Record, read_records, write_json, write_text
+from anomaly_bench.record import SWEPT, Record, read_records, write_json, write_text
 from anomaly_bench.report.beside import paper_tables
 from anomaly_bench.report.formats import MARKDOWN
 from anomaly_bench.report.notes import source
@@ -96,11 +97,17 @@ def without_place(override: str) -> str:
 
 
 def thinned(losses: str) -> str:
-    """The lines of a `losses.csv`; of more than `MOST_EPOCHS` only every second, third and so on, and the last."""
+    """The lines of a `losses.csv`; of more than `MOST_EPOCHS` each second, third or so, the last, and the evaluated."""
     header, *lines = losses.splitlines(keepends=True)
     step = -(-len(lines) // MOST_EPOCHS) or 1
-    kept = lines[step - 1 :: step]
-    return "".join([header, *kept, *(lines[-1:] if len(lines) % step else [])])
+    names = header.strip().split(",")
+    place = names.index("auroc") if "auroc" in names else None
+
+    def kept(number: int, line: str) -> bool:
+        evaluated = place is not None and line.strip().split(",")[place] != ""
+        return number % step == 0 or number == len(lines) or evaluated
+
+    return "".join([header, *(line for number, line in enumerate(lines, 1) if kept(number, line))])
 
 
 def fits(record: Record, conditions: dict[str, str]) -> bool:
@@ -126,15 +133,38 @@ def commands(records: Sequence[Record]) -> str:
 
 
 def sweeps(records: Sequence[Record]) -> list[str]:
-    """The commands that make these runs, one for each set of settings."""
-    by_keys: dict[tuple[str, ...], dict[str, dict[str, None]]] = {}
+    """The commands that make these runs and no others."""
+    by_keys: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
     for record in records:
         parts = [text.partition("=") for text in record.run["overrides"]]  # ~KEY has no value
-        values = by_keys.setdefault(tuple(key + sign for key, sign, _ in parts), {})
-        for key, sign, value in parts:
-            values.setdefault(key + sign, {})[value] = None
-    texts = [[f"{key}{','.join(sorted(each))}" for key, each in sweep.items()] for sweep in by_keys.values()]
+        keys = tuple(key + sign for key, sign, _ in parts)
+        by_keys.setdefault(keys, set()).add(tuple(value for *_, value in parts))
+    texts = [words for keys, rows in by_keys.items() for words in products(keys, sorted(rows))]
     return [shlex.join(["anomaly-bench", "-m", *words]) for words in texts]
+
+
+def products(keys: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[list[str]]:
+    """Rows of values as sweeps, each of which is a whole product; settings are set apart before classes and seeds."""
+    columns = [sorted(set(column), key=by_number) for column in zip(*rows, strict=True)]
+    if math.prod(map(len, columns)) == len(rows):
+        return [[f"{key}{','.join(values)}" for key, values in zip(keys, columns, strict=True)]]
+    several = [place for place, values in enumerate(columns) if len(values) > 1]
+    place = min(several, key=lambda place: keys[place].rstrip("=") in SWEPT)
+    alike: dict[tuple[tuple[str, ...], ...], list[str]] = {}
+    for value in columns[place]:
+        rest = tuple(row[:place] + row[place + 1 :] for row in rows if row[place] == value)
+        alike.setdefault(rest, []).append(value)
+    others = [*keys[:place], *keys[place + 1 :]]
+    return [
+        [*words[:place], f"{keys[place]}{','.join(values)}", *words[place:]]
+        for rest, values in alike.items()
+        for words in products(others, rest)
+    ]
+
+
+def by_number(value: str) -> tuple[float, str]:
+    """What whole numbers are sorted by in their order, before names."""
+    return (float(value) if value.isdecimal() else math.inf), value
 
 
 def remake(target: Path) -> str:

@@ -186,6 +186,30 @@ def test_with_hindsight_rows_are_called_anomalous_by_the_best_f1(tmp_path):
     assert numbers["f1"] == pytest.approx(best)
 
 
+def test_the_control_has_the_kind_of_threshold_that_the_trained_detector_has(tmp_path):
+    draw = np.random.RandomState(0)
+    frame = pd.DataFrame(draw.randn(120, 3), columns=list("abc")).assign(kind=["odd", *["usual"] * 3] * 30)
+    frame.loc[frame["kind"] == "odd", "a"] += 2
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    table = {
+        "model": "ae_dense",
+        "data": "table",
+        "data__root": str(tmp_path / "t.csv"),
+        "data__label": "kind",
+    }
+    own = {"protocol": "tabular_half", "normal_class": "usual", "protocol__ratio": "0.05"}
+    few, best = (
+        json.loads(
+            (
+                finished(tmp_path / text, **table, **own, evaluation__hindsight=text) / "metrics.json"
+            ).read_text()
+        )
+        for text in ("false", "true")
+    )
+    assert few["auroc_untrained"] == best["auroc_untrained"]
+    assert few["f1_untrained"] < best["f1_untrained"]
+
+
 def test_of_epochs_that_are_equally_good_the_first_is_kept(tmp_path, monkeypatch):
     job = SimpleNamespace(folder=tmp_path, evaluation={"epoch": "best_test"})
     detector, anomalous = torch.nn.Linear(1, 1), np.array([False, True])

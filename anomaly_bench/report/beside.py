@@ -197,7 +197,9 @@ def _notes(
     if any(row.part for row in rows):
         notes.append("†: the mean, the paper's too, is over the classes that were run.")
     if any(row.ours[name] for row in rows for name in row.chosen):
-        notes.append("* ours with hyper-parameters chosen by the test labels: no honest result.")
+        notes.append(
+            "* ours with hyper-parameters or a threshold chosen by the test labels: no honest result."
+        )
     if any(found is not None for row in rows for found in row.interval.values()):
         notes.append(
             "[ ] of ours: 95 % bootstrap interval over the test rows of a single run; no seeds are in it."

@@ -53,7 +53,8 @@ def shared_blocks(lines: Sequence[Line]) -> Shared:
     """What can be compared in `lines`, as `results` gives them."""
     found: dict[str, dict[tuple[str, str, int], float]] = defaultdict(dict)
     for line in lines:
-        if line["finished"] and line["auroc"] is not None and (line["swept"] or line["class"] == "overall"):
+        whole = line["swept"] or line["class"] == "overall"
+        if line["finished"] and line["auroc"] is not None and whole and not line["again"]:
             method = row_name(line | {"settings": line["overrides"]})
             found[method][line["case"], line["class"], line["seed"]] = line["auroc"]
     methods = sorted(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 
 from anomaly_bench.report.comparison import Ranking
 from anomaly_bench.report.results import Line, row_name
-from anomaly_bench.report.style import COLOURS, drawn, line, marker, short
+from anomaly_bench.report.style import COLOURS, drawn, line, marker, short, shorts
 
 GRID = np.linspace(0, 1, 101)
 """Where ROC and precision-recall curves of several seeds are averaged."""
@@ -53,7 +54,7 @@ def class_heat_map(path: Path, cells: Sequence[Line], title: str) -> None:
     title += f" (the first {' and '.join(kept)})" if kept else ""
     grid = np.array([[areas.get((name, column), np.nan) for column in columns] for name in methods])
     numbers = len(columns) <= WITH_NUMBERS
-    rows, classes = [short(name, 40) for name in methods], [short(name, 20) for _, name in columns]
+    rows, classes = shorts(methods, 40), [short(name, 20) for _, name in columns]
     size = (
         (0.55 if numbers else 0.22) * len(classes) + 0.08 * max(map(len, rows)) + 1.6,
         0.36 * len(rows) + 0.06 * max(map(len, classes)) + 1.2,
@@ -95,20 +96,20 @@ def _bands(path: Path, curves: Curves, title: str, x: str, y: str, bottom: float
     rows = -(-len(curves) // columns)
     wide = 5.5 if len(curves) == 1 else 2.4 * columns + 0.4
     tall = 4.4 if len(curves) == 1 else 2.3 * rows + 0.4
-    abreast = max(2, int(wide / 2.9))
+    names = shorts(methods, 40)
+    abreast = max(1, int(wide / (0.6 + 0.065 * max(map(len, names)))))
     tall += 0.4 + 0.18 * -(-len(methods) // abreast)
     with drawn(path, title, rows, columns, (wide, tall), sharex=True, sharey=True) as panels:
-        handles = {}
         for number, (axes, (name, lines)) in enumerate(zip(panels, curves.items(), strict=False)):
             for method, several in lines.items():
                 style = line(methods.index(method))
                 mean = several.mean(axis=0)
-                (handles[method],) = axes.plot(GRID, mean, **style)
+                axes.plot(GRID, mean, label=names[methods.index(method)], **style)
                 if len(several) > 1:
                     std = several.std(axis=0, ddof=1)
                     low, high = np.clip([mean - std, mean + std], 0, 1)
                     axes.fill_between(GRID, low, high, color=style["color"], alpha=0.15, linewidth=0)
-            axes.set(title=short(name), xlim=(0, 1), ylim=(bottom, 1.01))
+            axes.set(title=short(name), xlim=(0, 1))
             if number + columns >= len(curves):  # nothing below it
                 axes.set_xlabel(x)
                 axes.tick_params(labelbottom=True)
@@ -116,8 +117,16 @@ def _bands(path: Path, curves: Curves, title: str, x: str, y: str, bottom: float
             axes.remove()
         for axes in panels[: len(curves) : columns]:
             axes.set_ylabel(y)
-        names = [short(name, 40) for name in handles]
-        panels[0].figure.legend(handles.values(), names, loc="outside lower center", ncols=abreast)
+        panels[0].set_ylim(bottom, 1.01)  # of all panels, which share it, once all lines are there
+        handles = {
+            text: handle
+            for axes in panels
+            for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        shown = [text for text in names if text in handles]
+        panels[0].figure.legend(
+            [handles[text] for text in shown], shown, loc="outside lower center", ncols=abreast
+        )
 
 
 def runtime(
@@ -133,13 +142,14 @@ def runtime(
     if len(points) > len(ranked):
         title += f" (the best {len(ranked)} of {len(points)})"
     with drawn(path, title, 1, 1, (7.6, max(4.0, 0.9 + 0.2 * len(ranked)))) as (axes,):
-        for number, (name, seconds, mean, std) in enumerate(ranked):
+        names = shorts([name for name, *_ in ranked], 36)
+        for number, (name, (_, seconds, mean, std)) in enumerate(zip(names, ranked, strict=True)):
             style = marker(number)
-            label = f"{short(name, 36)}  {mean:.3f}"
+            label = f"{name}  {mean:.3f}"
             axes.errorbar(
                 seconds,
                 mean,
-                yerr=np.nan_to_num(std),
+                yerr=None if math.isnan(std) else std,
                 linestyle="",
                 ms=7,
                 capsize=2,
@@ -205,12 +215,12 @@ def critical_difference(path: Path, ranking: Ranking, title: str) -> None:
             axes.text(rank, -0.2, str(rank), ha="center", va="bottom")
         axes.plot([low, low + difference], [-0.75, -0.75], color="black", linewidth=1, marker="|")
         axes.text(low, -0.9, f"critical difference {difference:.2f}, n = {ranking.blocks}", va="bottom")
-        for number, (name, rank) in enumerate(zip(names, ranks, strict=True)):
+        for number, (name, rank) in enumerate(zip(shorts(names, 30), ranks, strict=True)):
             left = number < half
             y = first + 0.4 * (number if left else len(names) - 1 - number)
             edge = low if left else high
             axes.plot([rank, rank, edge], [0, y, y], color="black", linewidth=0.8)
-            text = f"{short(name, 30)}  {rank:.2f} " if left else f" {rank:.2f}  {short(name, 30)}"
+            text = f"{name}  {rank:.2f} " if left else f" {rank:.2f}  {name}"
             axes.text(edge, y, text, ha="right" if left else "left", va="center")
         for number, (best, worst) in enumerate(bars):
             y = 0.25 + 0.28 * number

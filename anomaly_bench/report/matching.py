@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from anomaly_bench.record import SAFE_LOADER, Record, plain_yaml
+from anomaly_bench.record import Record
 from anomaly_bench.report.printed import Printed
 from anomaly_bench.report.results import SHOWN_ELSEWHERE
 
@@ -20,6 +20,7 @@ SAME_ANYWHERE = ("data.root", "trainer.eval_every")
 NO_CLASSES = ("mean", "overall", "any")
 TIME = "score_ms_per_image"
 HINDSIGHT = "auroc_hindsight"
+BY_THRESHOLD = ("f1", "precision", "recall")
 
 Found = dict[str, dict[int, Any]]
 """Numbers by class and seed."""
@@ -92,6 +93,11 @@ def evaluation_of(record: Record) -> str:
     return str((record.run.get("evaluation") or {}).get("name", ""))
 
 
+def in_hindsight(record: Record) -> bool:
+    """Whether the test labels chose a run's threshold, and hyper-parameters where it has some to choose."""
+    return (record.run.get("evaluation") or {}).get("hindsight") is True
+
+
 def variant_of(run: dict[str, Any], rows: Sequence[Printed]) -> str:
     """What else of a run's settings is not that of the rows of a paper's table, in one line."""
     return ", ".join(changed(run, studied_in(rows)))
@@ -99,7 +105,7 @@ def variant_of(run: dict[str, Any], rows: Sequence[Printed]) -> str:
 
 def _holds(record: Record, settings: str) -> bool:
     """Whether a run has these settings, such as `model.nz=32 model.w_con=50`."""
-    values = _values(record.config) if settings else {}
+    values = record.values if settings else {}
     for text in settings.split():
         path, _, wanted = text.partition("=")
         found: Any = values
@@ -113,14 +119,6 @@ def _holds(record: Record, settings: str) -> bool:
 @cache
 def _value(text: str) -> Any:
     return yaml.safe_load(text)
-
-
-@cache
-def _values(config: str) -> Any:
-    try:
-        return yaml.load(plain_yaml(config), Loader=SAFE_LOADER)
-    except (yaml.YAMLError, ValueError):  # of a stranger's run
-        return {}
 
 
 def rows_of(theirs: Sequence[Printed], records: Sequence[Record], evaluations: Sequence[str]) -> list[Row]:
@@ -137,9 +135,14 @@ def rows_of(theirs: Sequence[Printed], records: Sequence[Record], evaluations: S
         name: [record for record in own if evaluation_of(record) == name] for name in evaluations
     }
     areas = first.metric == "auroc"
-    chosen = {name for name, group in by_evaluation.items() if areas and _found(group, HINDSIGHT)}
+    best = {name for name, group in by_evaluation.items() if areas and _found(group, HINDSIGHT)}
+    chosen = best | {
+        name
+        for name, group in by_evaluation.items()
+        if first.metric in BY_THRESHOLD and any(map(in_hindsight, group))
+    }
     found = {
-        name: _found(group, HINDSIGHT if name in chosen else first.metric)
+        name: _found(group, HINDSIGHT if name in best else first.metric)
         for name, group in by_evaluation.items()
     }
     everything = {str(name) for record in own for name in record.run.get("data_classes") or []}

@@ -1,5 +1,6 @@
 """The numbers of many runs, side by side and then averaged over seeds."""
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,7 +8,7 @@ from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
-from anomaly_bench.record import SWEPT, Record
+from anomaly_bench.record import SWEPT, Record, without_later
 
 ROW = ("model", "evaluation", "settings")
 """What tells the rows of one table apart."""
@@ -43,6 +44,9 @@ SHOWN_ELSEWHERE = SWEPT | {
 }
 """Settings that other columns or notes show, or that change no number."""
 
+NOT_COUNTED = SWEPT | {"runs_dir", "rerun", "tracker", "point", "data", "protocol", "trainer"}
+"""What a run's `config.yaml` has beside the settings that can change its numbers, or is counted apart."""
+
 NAMED = ("data", "protocol", "model", "seed")
 """What a record has to say to stand in a table."""
 
@@ -64,21 +68,54 @@ def latest(records: Sequence[Record]) -> list[Record]:
         if all(record.run.get(key) is not None for key in NAMED)
         for one in by_evaluation(record)
     ]
-    return list({_identity(record): record for record in sorted(named, key=age)}.values())
+    names = names_of_settings(named)
+    return list({_identity(record, names): record for record in sorted(named, key=age)}.values())
 
 
 def by_evaluation(record: Record) -> Iterator[Record]:
     """The record, and again under each other evaluation that asked for the same numbers."""
     yield record
     for name in record.run.get("evaluations") or []:
-        yield replace(
-            record, run=record.run | {"evaluation": (record.run.get("evaluation") or {}) | {"name": name}}
-        )
+        evaluation = (record.run.get("evaluation") or {}) | {"name": name}
+        yield replace(record, run=record.run | {"evaluation": evaluation, "again": True})
 
 
-def _identity(record: Record) -> tuple[Any, ...]:
-    run = record.run
-    return (*_kind(record), run.get("settings_hash"), run.get("case"), run.get("class"), run.get("seed"))
+def names_of_settings(records: Sequence[Record]) -> dict[tuple[Any, ...], Any]:
+    """One hash for all that a (data, protocol, model, evaluation) has of the same settings, by that and the hash.
+
+    Hashes of the same settings differ where a key of them came later, and by the precision that `auto` came to.
+    """
+    groups: dict[tuple[Any, ...], dict[Any, Record]] = defaultdict(dict)
+    for record in records:
+        groups[_kind(record), frozenset(told_apart(record.run))].setdefault(_hash(record), record)
+    names: dict[tuple[Any, ...], Any] = {}
+    for (kind, _), group in groups.items():
+        alike: dict[Any, Any] = {}
+        for digest in sorted(group, key=str):
+            form = _form(group[digest]) if len(group) > 1 else digest
+            names[(*kind, digest)] = alike.setdefault(form, digest)
+    return names
+
+
+def _hash(record: Record) -> Any:
+    return record.run.get("settings_hash")
+
+
+def _form(record: Record) -> str:
+    """The settings of a run that can change its numbers, as a text; where they cannot be read, its hash."""
+    values = record.values
+    if not values:
+        return str(_hash(record))
+    counted = without_later({key: value for key, value in values.items() if key not in NOT_COUNTED})
+    protocol = {key: value for key, value in values.get("protocol", {}).items() if key not in SWEPT}
+    trainer = {key: value for key, value in values.get("trainer", {}).items() if key != "device"}
+    told = counted | {"protocol": protocol, "trainer": trainer, "data": record.run.get("data_fingerprint")}
+    return json.dumps(told, sort_keys=True, default=str)
+
+
+def _identity(record: Record, names: dict[tuple[Any, ...], Any]) -> tuple[Any, ...]:
+    run, kind = record.run, _kind(record)
+    return (*kind, names[(*kind, _hash(record))], run.get("case"), run.get("class"), run.get("seed"))
 
 
 def _kind(record: Record) -> tuple[str, ...]:
@@ -91,8 +128,9 @@ def results(records: Sequence[Record]) -> list[Line]:
 
     A run of one swept class fills that class's column. A run without one fills a column for each anomalous
     class and one named `overall`. A run that is not finished has its line too, without numbers. `swept` says
-    whether the run has a class of its own, `order` is the place of the table's column. Where runs without one are
-    of several cases, which are different problems, `settings` is `case` and `overrides` in one.
+    whether the run has a class of its own, `again` whether its numbers stand under another evaluation too, `order`
+    is the place of the table's column. Where runs without one are of several cases, which are different problems,
+    `settings` is `case` and `overrides` in one.
     """
     settings, cases = _settings(records), _cases(records)
     lines = [line for record in records for line in _lines(record, settings, cases)]
@@ -115,13 +153,14 @@ def _lines(
 ) -> list[Line]:
     run, kind = record.run, _kind(record)
     case = _case(run) if len(cases[kind[:2]]) > 1 else ""
-    overrides = settings[(*kind, run.get("settings_hash"))]
+    overrides = settings[(*kind, _hash(record))]
     facts = dict(zip(("data", "protocol", "model", "evaluation"), kind, strict=True)) | {
         "case": case,
         "overrides": overrides,
         "settings": ", ".join(filter(None, (case, overrides))),
         "finished": record.status == "finished",
         "swept": run.get("class") is not None,
+        "again": "again" in run,
         "seed": run.get("seed"),
         "epochs": run.get("epochs_done"),
     }
@@ -142,9 +181,11 @@ def _settings(records: Sequence[Record]) -> dict[tuple[Any, ...], str]:
     It is the overrides that differ within these, and those of the data and the protocol that differ within a table,
     whose numbers are else of several problems; nothing where there are none.
     """
+    same = names_of_settings(records)
     overrides: dict[tuple[str, ...], dict[Any, set[str]]] = defaultdict(dict)
     for record in records:
-        overrides[_kind(record)][record.run.get("settings_hash")] = told_apart(record.run)
+        kind = _kind(record)
+        overrides[kind][same[(*kind, _hash(record))]] = told_apart(record.run)
     problems: dict[tuple[str, ...], list[set[str]]] = defaultdict(list)
     for kind, variants in overrides.items():
         problems[kind[:2]] += map(of_problem, variants.values())
@@ -152,12 +193,15 @@ def _settings(records: Sequence[Record]) -> dict[tuple[Any, ...], str]:
     for kind, variants in overrides.items():
         common = set.intersection(*variants.values()) - of_problem(set.union(*problems[kind[:2]]))
         common |= set.intersection(*problems[kind[:2]])
+        common = {
+            text for text in common if not text.startswith("evaluation.")
+        }  # the name alone would not be true
         several = "default" if len(variants) > 1 else ""
         labels = {key: ", ".join(sorted(own - common)) or several for key, own in variants.items()}
         for key, label in labels.items():
             alike = list(labels.values()).count(label) > 1
             names[(*kind, key)] = f"{label} ({key})" if alike else label
-    return names
+    return {key: names[(*key[:-1], name)] for key, name in same.items()}
 
 
 def of_problem(overrides: set[str]) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
@@ -87,3 +87,13 @@ def short(name: str, longest: int = 28) -> str:
     if len(name) <= longest:
         return name
     return f"{name[: longest // 2]}…{name[len(name) - (longest - 1) // 2 :]}"
+
+
+def shorts(names: Sequence[str], longest: int) -> list[str]:
+    """Printable names of methods, of which no two look alike: without settings that all share, then as `short`."""
+    parts = [name.split(", ") for name in names]
+    shared = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
+    told = [", ".join([first, *(text for text in rest if text not in shared)]) for first, *rest in parts]
+    cut = [short(name, longest) for name in told]
+    alike = {name for name in cut if cut.count(name) > 1}
+    return [f"{number}: {name}" if name in alike else name for number, name in enumerate(cut, 1)]

@@ -14,7 +14,7 @@ from anomaly_bench.report import formats
 from anomaly_bench.report.beside import CELL, paper_tables
 from anomaly_bench.report.matching import Number, _mean, reached
 from anomaly_bench.report.printed import printed
-from anomaly_bench.report.tables import text_of, write_report
+from anomaly_bench.report.tables import make_tables, text_of, write_report
 
 DIGITS = list(CLASS_NAMES["mnist"])
 
@@ -155,7 +155,8 @@ def test_what_the_test_labels_chose_is_compared_where_they_did_and_marked():
     one = next(row for row in table.rows if "0.653" in row[-9])
     assert [one[-8], one[-4]] == ["0.600", "0.660 *"]
     assert any(
-        note.startswith("* ours with hyper-parameters chosen by the test labels") for note in table.notes
+        note.startswith("* ours with hyper-parameters or a threshold chosen by the test labels")
+        for note in table.notes
     )
     (honest,) = paper_tables(named(records[0]))
     assert not any(note.startswith("*") for note in honest.notes)
@@ -283,6 +284,20 @@ def test_f1_stands_beside_the_control_s():
         ("recall", "0.500", ""),
         ("F1", "0.444", "0.385"),
     ]
+    assert not any(note.startswith("*") for note in table.notes)
+    by_labels = made_up(
+        metrics=numbers,
+        evaluation={"name": "as_published", "hindsight": True},
+        known_ratio=0.025,
+        n_distinct=3,
+        **facts | {"class": None, "class_index": None},
+    )
+    (table,) = paper_tables(named(by_labels, name="dagmm"))
+    run = [row["as_published"] for row in rows_of(table) if row["as_published"] not in ("", "not run")]
+    assert run == ["0.400 *", "0.500 *", "0.444 *"]
+    assert any(note.startswith("* ours with hyper-parameters or a threshold") for note in table.notes)
+    (own,) = make_tables([by_labels])
+    assert any("threshold of the best F1, which the test labels chose" in note for note in own.notes)
 
 
 @pytest.mark.parametrize(

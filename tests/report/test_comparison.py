@@ -17,7 +17,7 @@ from anomaly_bench.report.comparison import (
     ranking,
     shared_blocks,
 )
-from anomaly_bench.report.results import results
+from anomaly_bench.report.results import latest, results
 from anomaly_bench.report.tables import make_tables
 
 
@@ -53,6 +53,14 @@ def test_blocks_of_runs_without_a_class_are_their_cases():
     shared = shared_blocks(results(made))
     assert shared.methods == ["a, clean", "b, clean", "c, clean"]
     np.testing.assert_array_equal(shared.areas, AREAS)
+
+
+def test_a_run_of_two_evaluations_is_one_method():
+    made = records(AREAS)
+    for record in made:
+        if record.run["model"] == "a":
+            record.run["evaluations"] = ["as_published"]
+    assert shared_blocks(results(latest(made))).methods == ["a, clean", "b, clean", "c, clean"]
 
 
 def test_ranks_and_friedman_by_hand():

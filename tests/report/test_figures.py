@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from anomaly_bench.report import comparisons, figures
 from anomaly_bench.report.comparison import Ranking
 from anomaly_bench.report.comparisons import GRID, Point
-from anomaly_bench.report.style import drawn
+from anomaly_bench.report.style import drawn, shorts
 
 SYNTHETIC = r"ganomaly on $\bags_1$ (synthetic data)"
 RNG = np.random.default_rng(0)
@@ -232,6 +232,26 @@ def test_a_band_is_the_mean_and_a_deviation_about_it_within_0_and_1(tmp_path, pa
     assert panels[0].lines[0].get_ydata() == pytest.approx(np.full(len(GRID), 0.8))
     edges = panels[0].collections[0].get_paths()[0].vertices[:, 1]
     assert (edges.min(), edges.max()) == (pytest.approx(0.8 - 0.08**0.5), 1)
+
+
+def test_every_learning_curve_lies_inside_its_panel(tmp_path, panels):
+    curves = {"good": {"ae": np.full((1, len(GRID)), 0.95)}, "bad": {"ae": np.full((1, len(GRID)), 0.2)}}
+    comparisons.learning_curves(tmp_path / "l", curves, SYNTHETIC)
+    for axes in panels:
+        low, high = axes.get_ylim()
+        for curve in axes.lines:
+            assert low < min(curve.get_ydata()) <= max(curve.get_ydata()) < high
+
+
+def test_labels_say_what_tells_methods_apart():
+    long = ", data.limit=1000, trainer.max_epochs=20, model.width=16"
+    names = [f"geotrans, clean{long}, model.heads=1", f"geotrans, clean{long}, model.heads=2"]
+    assert shorts(names, 40) == ["geotrans, model.heads=1", "geotrans, model.heads=2"]
+    assert shorts(["ae, clean", "knn, clean"], 40) == ["ae", "knn"]
+    assert shorts(["ae, clean"], 40) == ["ae, clean"]
+    alike = [f"egbad, a{'x' * 30}{middle}{'y' * 30}" for middle in "12"]
+    first, second = shorts(alike, 20)
+    assert (first[:3], second[:3], first[3:]) == ("1: ", "2: ", second[3:])
 
 
 def test_runtime(tmp_path):

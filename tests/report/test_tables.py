@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -124,6 +125,33 @@ def test_the_interval_of_a_single_run_has_rows_and_a_note_and_that_of_one_of_sev
     assert [row["model"] for row in rows_of(single)][1:3] == ["· 95 % from", "· 95 % to"]
     assert "95 % from, to" in notes_of(single)
     assert "95 %" not in f"{rows_of(several)} {notes_of(several)}"
+
+
+def test_settings_that_came_later_and_the_precision_of_a_machine_make_no_row(tmp_path):
+    def record(seed: int, digest: str, config: str, **facts: object) -> Record:
+        one = made_up(seed=seed, settings_hash=digest, **facts)
+        (tmp_path / digest).mkdir()
+        (tmp_path / digest / "config.yaml").write_text(f"seed: {seed}\n{config}", encoding="utf-8")
+        return replace(one, folder=tmp_path / digest)
+
+    before = record(0, "a", "model: {width: 3}\nevaluation: {epoch: last}\n")
+    later = "model: {width: 3, jitter: 1.0e-06}\nevaluation: {epoch: last, validation: null}\n"
+    after = record(1, "b", f"{later}trainer: {{device: cuda}}\n", precision="fp32")
+    (row,) = rows_of(table_of(before, after))[:1]
+    assert row["n"] == "2"
+    assert len({row["settings"] for row in rows_of(table_of(before, after)) if "settings" in row}) <= 1
+    other = record(2, "c", "model: {width: 3, jitter: 0.1}\nevaluation: {epoch: last}\n")
+    moved = record(3, "d", later, data_fingerprint="beef")
+    assert {row["settings"] for row in rows_of(table_of(before, after, other, moved))} >= {
+        "default (a)",
+        "default (c)",
+        "default (d)",
+    }
+
+
+def test_a_switch_of_the_evaluation_that_all_share_is_shown():
+    records = [made_up(seed=seed, overrides=["evaluation.epoch=best_test", "model.x=1"]) for seed in (0, 1)]
+    assert rows_of(table_of(*records))[0]["settings"] == "evaluation.epoch=best_test"
 
 
 def test_what_hindsight_reached_has_a_row_and_columns_of_its_own(tmp_path):

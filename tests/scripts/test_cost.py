@@ -15,7 +15,10 @@ COST = runpy.run_path(str(CHECKOUT / "scripts/cost.py"))
 def finished(folder: Path, name: str, device: str, model: str = "ganomaly", **facts: object) -> None:
     """The record of a finished run: 100 rows a second in training, 2 ms a row in scoring."""
     machine = {"cpu": "Old CPU", "cores": 4}
-    write_json(folder / name / "run.json", {"model": model, "device": device, "machine": machine} | facts)
+    write_json(
+        folder / name / "run.json",
+        {"model": model, "device": device, "machine": machine, "shape": [1, 32, 32]} | facts,
+    )
     write_json(
         folder / name / "metrics.json", {"train_images_per_s": 100.0, "score_ms_per_image": 2.0, "auroc": 1.0}
     )
@@ -38,11 +41,11 @@ def test_a_run_costs_its_rows(tmp_path):
     speeds = list(COST["of_records"](tmp_path))
     method = COST["Method"]("other", 20, False)
     by_hand = 0.72 * 70_000 * 20 / 100 + (2 * 0.28 * 70_000 + 1024) / 500
-    assert COST["seconds"](speeds, method, 70_000, statistics.median) == pytest.approx(by_hand)
+    assert COST["seconds"](speeds, "cuda:0", method, 70_000, statistics.median) == pytest.approx(by_hand)
     small = (
         0.72 * 1_000 * 20 / 100 + (2 * 0.28 * 1_000 + 720) / 500
     )  # it has fewer training rows than are sampled
-    assert COST["seconds"](speeds, method, 1_000, statistics.median) == pytest.approx(small)
+    assert COST["seconds"](speeds, "cuda:0", method, 1_000, statistics.median) == pytest.approx(small)
 
 
 def test_a_measured_method_has_its_own_speed_and_the_others_that_of_all(tmp_path):
@@ -51,10 +54,27 @@ def test_a_measured_method_has_its_own_speed_and_the_others_that_of_all(tmp_path
     write_json(tmp_path / "b/metrics.json", {"train_images_per_s": 10.0, "score_ms_per_image": 2.0})
     speeds = list(COST["of_records"](tmp_path))
     hours = {
-        name: COST["seconds"](speeds, COST["Method"](name, 10, False), 10_000, min)
+        name: COST["seconds"](speeds, "cuda:0", COST["Method"](name, 10, False), 10_000, min)
         for name in ("ganomaly", "slow", "other")
     }
     assert hours["ganomaly"] < hours["slow"] == hours["other"]
+
+
+def test_a_method_that_was_not_measured_here_goes_as_fast_as_elsewhere(tmp_path):
+    finished(tmp_path, "a", "cuda:0")
+    finished(tmp_path, "b", "cuda:1", model="slow")
+    write_json(tmp_path / "b/metrics.json", {"train_images_per_s": 1.0, "score_ms_per_image": 200.0})
+    finished(tmp_path, "c", "cuda:0", model="dagmm", shape=[118])  # rows of numbers go at another speed
+    speeds = list(COST["of_records"](tmp_path))
+    assert {speed.method for speed in speeds} == {"ganomaly", "slow"}
+    slow, other = COST["Method"]("slow", 10, True), COST["Method"]("other", 10, False)
+
+    def on(machine, method):
+        return COST["seconds"](speeds, machine, method, 10_000, min)
+
+    assert on("cuda:0", slow) == on("cuda:1", slow) == on("cuda:1", other) > on("cuda:0", other)
+    line = COST["cost"]([*speeds, speeds[0]._replace(kind="cpu", machine="old")], [slow, other], "old")
+    assert float(line["the longest"]) == pytest.approx(on("cuda:0", other) * 9.9289 / 3600, abs=0.1)
 
 
 def test_totals_for_one_and_for_a_hundred(tmp_path):
@@ -63,7 +83,7 @@ def test_totals_for_one_and_for_a_hundred(tmp_path):
     known = [COST["Method"]("ganomaly", 15, False), COST["Method"]("anogan", 15, True)]
     line = COST["cost"](speeds, known[:1], "cuda:0")
     assert line["on"] == "cuda:0"
-    hours = [COST["seconds"](speeds, known[0], rows, min) / 3600 for rows in COST["ROWS"].values()]
+    hours = [COST["seconds"](speeds, "cuda:0", known[0], rows, min) / 3600 for rows in COST["ROWS"].values()]
     total = sum(hours) / 6 * 30 * 10 * 5 * 6
     assert line["days on 1"] == f"{total / 24:,.0f}"
     assert line["days on 100"] == f"{total / 100 / 24:,.1f}"

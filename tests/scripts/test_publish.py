@@ -116,3 +116,26 @@ def test_a_command_has_what_was_taken_out_too(tmp_path: Path) -> None:
     for seed in (0, 1):
         run_in(tmp_path / f"{seed}", "model=ae", f"seed={seed}", "~point", "data.label=")
     assert sweeps(read_records(tmp_path)) == ["anomaly-bench -m model=ae seed=0,1 '~point' data.label="]
+
+
+def test_commands_make_the_runs_and_no_others(tmp_path: Path) -> None:
+    from publish import sweeps
+
+    from anomaly_bench.record import read_records
+
+    runs = [("ae", 0), ("ae", 2), ("ae", 10), ("knn", 0), ("knn", 2), ("knn", 10), ("pca", 0)]
+    for model, seed in runs:
+        run_in(tmp_path / f"{model}{seed}", f"seed={seed}", f"model={model}")
+    assert sweeps(read_records(tmp_path)) == [
+        "anomaly-bench -m seed=0,2,10 model=ae,knn",
+        "anomaly-bench -m seed=0 model=pca",
+    ]
+
+
+def test_of_many_epochs_those_that_were_evaluated_are_kept() -> None:
+    from publish import thinned
+
+    areas = ["0.5" if number in (7, 300) else "" for number in range(1, 401)]
+    text = "epoch,auroc,loss\n" + "".join(f"{number},{area},1\n" for number, area in enumerate(areas, 1))
+    kept = [int(line.split(",")[0]) for line in thinned(text).splitlines()[1:]]
+    assert kept == sorted({7, *range(2, 401, 2)})
