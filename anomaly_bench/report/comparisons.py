@@ -54,9 +54,9 @@ def class_heat_map(path: Path, cells: Sequence[Line], title: str) -> None:
     title += f" (the first {' and '.join(kept)})" if kept else ""
     grid = np.array([[areas.get((name, column), np.nan) for column in columns] for name in methods])
     numbers = len(columns) <= WITH_NUMBERS
-    rows, classes = shorts(methods, 40), [short(name, 20) for _, name in columns]
+    rows, classes = shorts(methods, 40, 2), [short(name, 20) for _, name in columns]
     size = (
-        (0.55 if numbers else 0.22) * len(classes) + 0.08 * max(map(len, rows)) + 1.6,
+        (0.55 if numbers else 0.22) * len(classes) + 0.08 * min(40, max(map(len, rows))) + 1.6,
         0.36 * len(rows) + 0.06 * max(map(len, classes)) + 1.2,
     )
     with drawn(path, title, 1, 1, size) as (axes,):
@@ -96,9 +96,10 @@ def _bands(path: Path, curves: Curves, title: str, x: str, y: str, bottom: float
     rows = -(-len(curves) // columns)
     wide = 5.5 if len(curves) == 1 else 2.4 * columns + 0.4
     tall = 4.4 if len(curves) == 1 else 2.3 * rows + 0.4
-    names = shorts(methods, 40)
-    abreast = max(1, int(wide / (0.6 + 0.065 * max(map(len, names)))))
-    tall += 0.4 + 0.18 * -(-len(methods) // abreast)
+    names = shorts(methods, 40, 2)
+    longest = max(len(text) for name in names for text in name.splitlines())
+    abreast = max(1, int(wide / (0.6 + 0.065 * longest)))
+    tall += 0.4 + 0.18 * sum(map(len, map(str.splitlines, names))) / abreast
     with drawn(path, title, rows, columns, (wide, tall), sharex=True, sharey=True) as panels:
         for number, (axes, (name, lines)) in enumerate(zip(panels, curves.items(), strict=False)):
             for method, several in lines.items():
@@ -142,7 +143,7 @@ def runtime(
     if len(points) > len(ranked):
         title += f" (the best {len(ranked)} of {len(points)})"
     with drawn(path, title, 1, 1, (7.6, max(4.0, 0.9 + 0.2 * len(ranked)))) as (axes,):
-        names = shorts([name for name, *_ in ranked], 36)
+        names = shorts([name for name, *_ in ranked], 36, 2)
         for number, (name, (_, seconds, mean, std)) in enumerate(zip(names, ranked, strict=True)):
             style = marker(number)
             label = f"{name}  {mean:.3f}"

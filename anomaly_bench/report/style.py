@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e
 """Okabe and Ito's, without their yellow, which is lost on white."""
 LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+GROUP = re.compile(r"^(?:model|data|protocol|trainer|evaluation)\.")
+"""How the key of a setting begins."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -89,11 +93,15 @@ def short(name: str, longest: int = 28) -> str:
     return f"{name[: longest // 2]}…{name[len(name) - (longest - 1) // 2 :]}"
 
 
-def shorts(names: Sequence[str], longest: int) -> list[str]:
-    """Printable names of methods, of which no two look alike: without settings that all share, then as `short`."""
+def shorts(names: Sequence[str], longest: int, lines: int = 1) -> list[str]:
+    """Printable names of methods, of which no two look alike, in at most so many lines.
+
+    Settings that all share are left out, and the groups of keys; what is still too long is cut as by `short`.
+    """
     parts = [name.split(", ") for name in names]
     shared = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
-    told = [", ".join([first, *(text for text in rest if text not in shared)]) for first, *rest in parts]
-    cut = [short(name, longest) for name in told]
+    own = [[first, *(GROUP.sub("", text) for text in rest if text not in shared)] for first, *rest in parts]
+    cut = [short(", ".join(texts), lines * longest - 8 * (lines - 1)) for texts in own]
     alike = {name for name in cut if cut.count(name) > 1}
-    return [f"{number}: {name}" if name in alike else name for number, name in enumerate(cut, 1)]
+    told = [f"{number}: {name}" if name in alike else name for number, name in enumerate(cut, 1)]
+    return [fill(name, longest) for name in told] if lines > 1 else told

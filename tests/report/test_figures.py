@@ -246,9 +246,14 @@ def test_every_learning_curve_lies_inside_its_panel(tmp_path, panels):
 def test_labels_say_what_tells_methods_apart():
     long = ", data.limit=1000, trainer.max_epochs=20, model.width=16"
     names = [f"geotrans, clean{long}, model.heads=1", f"geotrans, clean{long}, model.heads=2"]
-    assert shorts(names, 40) == ["geotrans, model.heads=1", "geotrans, model.heads=2"]
+    assert shorts(names, 40) == ["geotrans, heads=1", "geotrans, heads=2"]
     assert shorts(["ae, clean", "knn, clean"], 40) == ["ae", "knn"]
     assert shorts(["ae, clean"], 40) == ["ae, clean"]
+    names = [f"a, {', '.join(f'model.key{key}={value}' for key in range(9))}" for value in (1, 2)]
+    for name, value in zip(shorts(names, 40, 2), "12", strict=True):
+        assert len(name.splitlines()) == 2
+        assert f"key0={value}, key1={value}" in name
+        assert name.endswith(f"key8={value}")
     alike = [f"egbad, a{'x' * 30}{middle}{'y' * 30}" for middle in "12"]
     first, second = shorts(alike, 20)
     assert (first[:3], second[:3], first[3:]) == ("1: ", "2: ", second[3:])
