@@ -87,6 +87,8 @@ def is_of(hint: Any, value: Any) -> bool:
     if get_origin(hint) in (Sequence, list, tuple):
         (inner, *_) = get_args(hint)
         return isinstance(value, list | tuple) and all(is_of(inner, one) for one in value)
+    if get_origin(hint) is Callable:  # a config stands for it
+        return not isinstance(value, str | int | float)
     if hint is bool or isinstance(value, bool):
         return hint not in (int, float, str, Path, NoneType) and (hint is not bool or isinstance(value, bool))
     if hint is int:
@@ -104,4 +106,6 @@ def in_words(hint: Any) -> str:
         return " or ".join(in_words(one) for one in get_args(hint))
     if get_origin(hint) in (Sequence, list, tuple):
         return f"a list, each {in_words(get_args(hint)[0])}"
+    if get_origin(hint) is Callable:
+        return "a config with a _target_"
     return WORDS.get(hint, str(hint))

@@ -296,13 +296,7 @@ def score(arguments: list[str]) -> int:
         "--fail-on-anomaly", action="store_true", help=f"exit code {FOUND} where anything is anomalous"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument(
-        "--allow",
-        metavar="PACKAGE",
-        action="append",
-        default=[],
-        help="package of a method of your own that the run may name; code of no other is imported",
-    )
+    allow_packages(parser)
     given = parser.parse_args(arguments)
     if given.output is not None and given.output.suffix.lower() not in (".csv", ".json"):
         raise SettingError(f"--output {given.output}: allowed are names that end in .csv or .json")
@@ -334,6 +328,17 @@ def score(arguments: list[str]) -> int:
     return FOUND if given.fail_on_anomaly and scored.n_anomalous else 0
 
 
+def allow_packages(parser: argparse.ArgumentParser) -> None:
+    """Let a subcommand that loads a run take `--allow PACKAGE`."""
+    parser.add_argument(
+        "--allow",
+        metavar="PACKAGE",
+        action="append",
+        default=[],
+        help="package of a method of your own that the run may name; code of no other is imported",
+    )
+
+
 def check_spared(option: str, place: Path | None, spared: Sequence[Path]) -> None:
     """Refuse to write over these files, or into these folders."""
     within = [path for path in spared if place is not None and place.resolve().is_relative_to(path.resolve())]
@@ -351,11 +356,12 @@ def export(arguments: list[str]) -> int:
     parser.add_argument(
         "--output", type=Path, help="FILE.onnx or FILE.pt2 to write; default: RUN_DIR/model.onnx or .pt2"
     )
+    allow_packages(parser)
     given = parser.parse_args(arguments)
     from anomaly_bench.export import export as export_run
 
     with writable(f"--output {given.output or given.run_dir}"):
-        path, difference = export_run(given.run_dir, given.format, given.output)
+        path, difference = export_run(given.run_dir, given.format, given.output, given.allow)
     print(f"{path}: scores as the run does in float32, to {difference:.1g} of the largest value")
     return 0
 

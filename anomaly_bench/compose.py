@@ -156,6 +156,7 @@ def own(settings: DictConfig) -> DictConfig:
 
 def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -> Job:
     """Load the data, split them, and name the run."""
+    check_keys(settings)
     values = plain(settings)
     for group in ("data", "protocol", *(["tracker"] if settings.tracker else [])):
         check_group(group, settings[group])
@@ -204,6 +205,19 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
         learning,
         validation,
     )
+
+
+def check_keys(settings: DictConfig) -> None:
+    """Refuse settings that a `+` has added where nothing takes them."""
+    known = OmegaConf.structured(Settings)
+    for prefix, given, there in (
+        ("", settings, {*known, "experiment"}),
+        *((f"{group}.", settings[group], {*known[group]}) for group in ("trainer", "evaluation")),
+    ):
+        for key in map(str, given):
+            if key not in there:
+                names = ", ".join(sorted(there - {"by_method"}))
+                raise SettingError(f"{prefix}{key}={given[key]}: no such setting; there are {names}")
 
 
 def check_class_keys(protocol: DictConfig, name: str, overrides: Sequence[str]) -> None:
@@ -335,14 +349,19 @@ def load_run(folder: Path, device: str = "auto", packages: Sequence[str] = ()) -
     """
     figures = record.read_json(folder / "metrics.json")
     if not figures:
-        raise SettingError(f"{folder}: not the folder of a finished run (no metrics.json in it)")
+        raise SettingError(
+            f"{folder}: not the folder of a finished run (no metrics.json in it that can be read)"
+        )
+    kept = record.read_json(folder / "run.json")
+    if not {"precision", "shape"} <= kept.keys():
+        raise SettingError(f"{folder / 'run.json'}: missing, or not what a finished run writes")
     settings = read_config(folder)
     check_targets(settings.get("model"), [OWN_METHODS, *packages])
     tensors = load_tensors(folder / "model.safetensors")[0]
     scaler = folder / SCALER
     scaling = load_tensors(scaler)[0] if scaler.exists() else None
     try:
-        kept, values = record.read_json(folder / "run.json"), plain(settings)
+        values = plain(settings)
         trainer = Trainer(**values["trainer"] | {"device": device, "precision": kept["precision"]})
         detector = build(settings.model, tuple(kept["shape"]))
         detector.load_state_dict(tensors)

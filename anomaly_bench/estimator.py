@@ -9,6 +9,7 @@ same rows comes to the same scores.
 """
 
 import difflib
+import os
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import lru_cache
@@ -366,5 +367,7 @@ def update(config: DictConfig, settings: Mapping[str, Any], owner: str) -> None:
 
 
 def pythons(value: Any) -> Any:
-    """A value or an array of numpy as Python's own, the only ones that a config takes."""
+    """A value or an array of numpy, or a path, as Python's own values, the only ones that a config takes."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return value.tolist() if hasattr(value, "tolist") else value

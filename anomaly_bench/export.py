@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,7 +59,9 @@ class Scoring(nn.Module):
         return said.score.float(), said.map.float()
 
 
-def export(folder: Path, form: str, output: Path | None = None) -> tuple[Path, float]:
+def export(
+    folder: Path, form: str, output: Path | None = None, packages: Sequence[str] = ()
+) -> tuple[Path, float]:
     """Write the detector of a finished run, and check what was written against the run.
 
     The input is `x`, float32: images `[N, C, H, W]` on [0, 1], or rows `[N, D]` as they are in the table. The outputs
@@ -70,6 +72,7 @@ def export(folder: Path, form: str, output: Path | None = None) -> tuple[Path, f
         folder: of the run.
         form: `onnx` or `torch`.
         output: the file; None is `model.onnx` or `model.pt2` in the run's folder.
+        packages: that the run's method may come from, beside this one; see `load_run`.
 
     Returns:
         the file, and by how much of the largest value its scores or maps differ at most from the run's.
@@ -85,7 +88,7 @@ def export(folder: Path, form: str, output: Path | None = None) -> tuple[Path, f
         )
     if missing := [name for name in NEEDED[form] if find_spec(name) is None]:
         raise SettingError(f"--format {form}: {', '.join(missing)} missing; install anomaly-bench[export]")
-    return path, written(load_run(folder, "cpu"), form, path)
+    return path, written(load_run(folder, "cpu", packages), form, path)
 
 
 def written(trained: Trained, form: str, path: Path) -> float:

@@ -366,19 +366,14 @@ def _plain(value: Any) -> Any:
 def settings_hash(settings: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits of plain nested `settings`, whatever the order of their keys.
 
-    The swept class and the seed are left out at every depth: the run's name holds them, and all runs of one
-    sweep share one hash.
+    The seed and the swept class, which the protocol has too, are left out: the run's name holds them, and all runs
+    of one sweep share one hash. A method's own setting of such a name counts.
     """
-    text = json.dumps(_without_swept(settings), sort_keys=True, separators=(",", ":"))
+    counted = {key: item for key, item in settings.items() if key not in SWEPT}
+    if isinstance(protocol := counted.get("protocol"), Mapping):
+        counted["protocol"] = {key: item for key, item in protocol.items() if key not in SWEPT}
+    text = json.dumps(counted, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _without_swept(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_swept(item) for key, item in value.items() if key not in SWEPT}
-    if isinstance(value, (list, tuple)):
-        return [_without_swept(item) for item in value]
-    return value
 
 
 def run_name(data: str, protocol: str, model: str, case: str, seed: int, hash: str) -> str:

@@ -114,9 +114,11 @@ def groups_take_names(arguments: Sequence[str]) -> None:
 
 
 def ranges_stand_alone(arguments: Sequence[str]) -> None:
-    """Refuse `abnormal_class=0,range(3,5)`, which Hydra cannot sweep over."""
+    """Refuse `abnormal_class=0,range(3,5)`, which Hydra cannot sweep over, and a range without values."""
     for argument in arguments:
         value = argument.partition("=")[2]
+        if value == "range(0)" or re.fullmatch(r"range\((-?\d+),\1\)", value):
+            raise SettingError(f"{argument}: it has no values")
         if re.match(r"range\([^()]*\)\s*,|[^\[{('\"]*,\s*range\(", value):
             raise SettingError(f"{argument}: range(...) stands alone or not at all; write the values out")
 
@@ -179,6 +181,8 @@ def explained(error: Exception, arguments: Sequence[str]) -> str | None:
         )
     if ambiguous := re.match(r"Ambiguous value for argument '(.+?)'\n", str(error)):
         return f"{ambiguous[1]}: several values are a sweep, which needs -m; one list is written [A,B]"
+    if gone := re.match(r"Key '(.+?)' not in 'Settings'", str(error)):
+        return f"~{gone[1]}: it cannot be left out; {gone[1]}=VALUE sets it"
     if isinstance(error, InstantiationException):
         return one_line(error)
     if missing := re.search(
