@@ -79,6 +79,9 @@ class Detector(nn.Module, ABC):
     pretrained: ClassVar[bool] = False
     """True where it takes weights that were learned on other data: tables say so, and `forget` keeps them out."""
 
+    needs_float64: ClassVar[bool] = False
+    """True where it learns or scores in float64, which not every device has: the trainer refuses such a device."""
+
     scored_by: ClassVar[tuple[str, ...]] = ()
     """Arguments that only scoring looks at: of runs that differ in nothing else one trains."""
 

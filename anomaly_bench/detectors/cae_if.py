@@ -25,6 +25,7 @@ few of `model.code=256` entries.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import mse_loss
@@ -46,6 +47,8 @@ class CAEIF(Detector):
         trees, max_samples: of the forest, and psi, the rows of one tree.
         lr, eps, weight_decay, batch_size, epochs: of Adam.
     """
+
+    needs_float64: ClassVar[bool] = True
 
     def __init__(
         self,

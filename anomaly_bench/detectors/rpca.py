@@ -35,6 +35,7 @@ mean something else. The control is fitted to noise, and is not near .5 on every
 
 import math
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +54,8 @@ class RPCA(Detector):
         tolerance: of |X - L - S| relative to |X|.
         iterations: at most.
     """
+
+    needs_float64: ClassVar[bool] = True
 
     mean: Tensor  # [D]
     directions: Tensor  # [D, rank]
@@ -78,8 +81,6 @@ class RPCA(Detector):
 
     def stages(self, train: Rows) -> Iterator[Stage]:
         """None; the decomposition is computed here, in float64."""
-        if train.device.type == "mps":
-            raise SettingError("trainer.device=mps: this model computes in float64, which mps lacks; use cpu")
         x = torch.cat([batch.x.flatten(1) for batch in train.in_order(512)]).double()
         self.mean = x.mean(0)
         _low, sparse, self.directions = pursue(
