@@ -21,8 +21,7 @@ When to use it: On a table or on aligned images whose normal rows share few dire
 them that touch few entries; nothing is trained, there is no seed, and it has a residual map. Each iteration
 decomposes the whole matrix, so that it is for some thousand rows or columns: 720 images of 32 x 32 took 12 to
 14 seconds in `results/autoencoders_mnist`, where its mean AUROC of .658 is about that of a dense autoencoder
-(.651) and below that of a convolutional one (.794). For rows that are anomalous as a whole, `rda` with
-`model.penalty=rows` fits better.
+(.651) and below that of a convolutional one (.794). For rows that are anomalous as a whole, `rda` fits better.
 
 Traps: A residual, the score of new rows, is never longer than the |S_i| that a fitted row with the same
 residual has, so that a threshold from training scores (`evaluation.quantile`) is too high for them, if

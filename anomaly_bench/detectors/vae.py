@@ -9,9 +9,9 @@ they maximise a lower bound of the likelihood. Anomalous rows are unlikely under
 
     L         = mean over rows of  E_q[-log p(x|z)] + beta KL(q(z|x) || N(0, I)),  one z from q for each row
     KL        = -1/2 sum(1 + log s^2 - m^2 - s^2),   q(z|x) = N(m, s^2)
-    A(x)      = |x - x^|^2 at z = m                                  score=reconstruction
-              = -1/L sum_l log p(x|z_l) + beta KL                    score=elbo
-              = -1/L sum_l log p(x|z_l)                              score=probability
+    A(x)      = |x - x^|^2 at z = m                               score_by=reconstruction
+              = -1/L sum_l log p(x|z_l) + beta KL                 score_by=elbo
+              = -1/L sum_l log p(x|z_l)                           score_by=probability
 
 `-log p(x|z)` is summed over the entries of a row, never averaged: with a mean the KL outweighs it and all
 codes are N(0, I). The L draws of the score are kept with the weights and shared by all rows, so that a row
