@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import unwrap
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ __all__ = [
     "agreed",
     "descend",
     "detached",
+    "map_of",
 ]
 
 
@@ -61,6 +62,16 @@ class Explanation(NamedTuple):
     map: Tensor | None = None  # [N, H, W] anomaly map
     reconstruction: Tensor | None = None  # [N, *shape]
     features: Tensor | None = None  # [N, D]
+
+    @classmethod
+    def of_errors(cls, errors: Tensor, x: Tensor, reconstruction: Tensor, features: Tensor) -> Self:
+        """By the errors `[N, ...]` of the entries of rows `x`: the score is their sum, of images there is a map."""
+        return cls(errors.flatten(1).sum(1), map_of(errors, x), reconstruction, features)
+
+
+def map_of(errors: Tensor, x: Tensor) -> Tensor | None:
+    """The mean over channels `[N, H, W]` of the errors of images `x`, flattened or not; rows have no map."""
+    return errors.view(x.shape).mean(1) if x.dim() == 4 else None
 
 
 class Detector(nn.Module, ABC):

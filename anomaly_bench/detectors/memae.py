@@ -183,8 +183,5 @@ class MemAE(Detector):
     def explain(self, x: Tensor) -> Explanation:
         """Score, squared residual map, reconstruction, and the weights of the items, averaged over positions."""
         rebuilt, weights = self(x)
-        residual = (x - rebuilt).float().square()
-        shown = residual.mean(1) if x.dim() == 4 else None
-        return Explanation(
-            residual.flatten(1).sum(1), shown, rebuilt, weights.view(x.shape[0], -1, len(self.memory)).mean(1)
-        )
+        weights = weights.view(x.shape[0], -1, len(self.memory)).mean(1)
+        return Explanation.of_errors((x - rebuilt).float().square(), x, rebuilt, weights)

@@ -58,7 +58,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.optim import Optimizer
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.dense import SigmoidAutoencoder, from_unit, to_unit
 from anomaly_bench.networks.pairs import decoder, encoder
@@ -175,8 +175,7 @@ class RDA(Detector):
         rebuilt = self.net.decode(code).float()
         residual = y - rebuilt
         score = of_known_rows(x, self.known, self.errors, residual.norm(dim=1))
-        shown = residual.square().view(x.shape).mean(1) if x.dim() == 4 else None
-        return Explanation(score, shown, from_unit(rebuilt, x.shape), code)
+        return Explanation(score, map_of(residual.square(), x), from_unit(rebuilt, x.shape), code)
 
 
 def prox(a: Tensor, t: Tensor | float, penalty: str) -> Tensor:

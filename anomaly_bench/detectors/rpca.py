@@ -39,7 +39,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from anomaly_bench.detector import Detector, Explanation, Rows, Stage
+from anomaly_bench.detector import Detector, Explanation, Rows, Stage, map_of
 from anomaly_bench.errors import SettingError
 from anomaly_bench.rows import fingerprints, of_known_rows
 
@@ -103,8 +103,7 @@ class RPCA(Detector):
         rebuilt = self.mean + coordinates @ self.directions.t()
         residual = rows - rebuilt
         score = of_known_rows(x, self.known, self.norms, residual.norm(dim=1))
-        shown = residual.square().view(x.shape).mean(1) if x.dim() == 4 else None
-        return Explanation(score, shown, rebuilt.view(x.shape), coordinates)
+        return Explanation(score, map_of(residual.square(), x), rebuilt.view(x.shape), coordinates)
 
 
 def pursue(x: Tensor, lambda_: float, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.cae import squared_error
 from anomaly_bench.networks.pairs import decoder, encoder
@@ -172,8 +172,8 @@ class VAE(Detector):
         """Score, and of the code m its squared residual map, its reconstruction and itself."""
         m, log_s2 = self.posterior(x)
         reconstruction = self.mean(self.decode(m))
-        residual = (x - reconstruction).square().mean(1) if x.dim() == 4 else None
-        return Explanation(self.score_of(x, m, log_s2), residual, reconstruction, m)
+        shown = map_of((x - reconstruction).square(), x)
+        return Explanation(self.score_of(x, m, log_s2), shown, reconstruction, m)
 
 
 def kl(m: Tensor, log_s2: Tensor) -> Tensor:
