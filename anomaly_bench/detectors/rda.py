@@ -62,7 +62,7 @@ from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, ad
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.dense import SigmoidAutoencoder, from_unit, to_unit
 from anomaly_bench.networks.pairs import decoder, encoder
-from anomaly_bench.rows import fingerprints, of_known_rows
+from anomaly_bench.rows import of_known_rows
 
 
 class RDA(Detector):
@@ -137,8 +137,7 @@ class RDA(Detector):
             yield self.learning(number, optimizer)
             rest = torch.cat([to_unit(b.x) - self.net(self.L(b)).float() for b in train.in_order(512)])
             self.S = prox(rest, self.t, self.penalty)
-        keys = torch.cat([fingerprints(batch.x) for batch in train.in_order(512)])
-        self.known, order = keys.sort()
+        self.known, order = train.fingerprints()
         self.errors = rest.norm(dim=1)[order]
 
     def optimizer(self) -> Optimizer:

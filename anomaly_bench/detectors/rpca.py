@@ -80,13 +80,13 @@ class RPCA(Detector):
 
     def stages(self, train: Rows) -> Iterator[Stage]:
         """None; the decomposition is computed here, in float64."""
-        x = torch.cat([batch.x.flatten(1) for batch in train.in_order(512)]).double()
+        rows = train.map(lambda x: x.flatten(1))
+        self.known, order = fingerprints(rows).sort()
+        x = rows.double()
         self.mean = x.mean(0)
         _low, sparse, self.directions = pursue(
             x - self.mean, self.lambda_ / math.sqrt(max(x.shape)), self.tolerance, self.iterations
         )
-        keys = torch.cat([fingerprints(batch.x) for batch in train.in_order(512)])
-        self.known, order = keys.sort()
         self.norms = sparse.norm(dim=1)[order]
         yield from ()
 
