@@ -60,8 +60,8 @@ from torch.optim import Optimizer
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
 from anomaly_bench.errors import SettingError
+from anomaly_bench.networks import pairs
 from anomaly_bench.networks.dense import SigmoidAutoencoder, from_unit, to_unit
-from anomaly_bench.networks.pairs import decoder, encoder
 from anomaly_bench.rows import of_known_rows
 
 
@@ -105,8 +105,7 @@ class RDA(Detector):
         batch_size: int = 133,
     ) -> None:
         super().__init__()
-        if network not in ("dense", "conv"):
-            raise SettingError(f"model.network={network}: allowed are dense, conv")
+        pairs.check(network, shape)
         if penalty not in ("rows", "columns", "l1"):
             raise SettingError(f"model.penalty={penalty}: allowed are rows, columns, l1")
         if lambda_ < 0:
@@ -191,8 +190,8 @@ class Convolutional(nn.Module):
     def __init__(self, shape: tuple[int, ...], code: int, width: int) -> None:
         super().__init__()
         self.shape = shape
-        self.down = encoder("conv", shape, code, width, ())
-        self.up = decoder("conv", shape, code, width, ())
+        self.down = pairs.encoder("conv", shape, code, width, ())
+        self.up = pairs.decoder("conv", shape, code, width, ())
 
     def encode(self, y: Tensor) -> Tensor:
         """Codes `[N, code]`."""

@@ -53,6 +53,7 @@ from anomaly_bench.losses import nt_xent
 from anomaly_bench.networks.augmentations import DRAWS, augment
 from anomaly_bench.networks.mlp import check_sizes
 from anomaly_bench.networks.resnet18 import ResNet18
+from anomaly_bench.networks.shapes import check_images
 from anomaly_bench.rows import numbers_of
 
 
@@ -98,8 +99,7 @@ class SimCLR(Detector):
         epochs: int = 1000,
     ) -> None:
         super().__init__()
-        if len(shape) != 3:
-            raise SettingError(f"model: it takes images, found rows of shape {shape}")
+        check_images(shape)
         if shifts not in ("none", "rotations"):
             raise SettingError(f"model.shifts={shifts}: allowed are none, rotations")
         if shifts == "rotations" and shape[1] != shape[2]:
