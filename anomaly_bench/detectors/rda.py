@@ -117,7 +117,6 @@ class RDA(Detector):
         else:
             self.net = Convolutional(shape, code, width)
         self.learned("S", "known", "errors")
-        self.known = self.known.long()
         self.register_buffer("t", torch.zeros(()))
         self.penalty, self.lambda_, self.rounds, self.reinit = penalty, lambda_, rounds, reinit
         self.lr, self.eps, self.weight_decay = lr, eps, weight_decay

@@ -73,9 +73,7 @@ class RPCA(Detector):
         for name, value in (("lambda_", lambda_), ("tolerance", tolerance), ("iterations", iterations)):
             if value <= 0:
                 raise SettingError(f"model.{name}={value}: must be above 0")
-        self.learned("mean", "directions", "norms")
-        self.learned("known")
-        self.known = self.known.long()
+        self.learned("mean", "directions", "known", "norms")
         self.lambda_, self.tolerance, self.iterations = lambda_, tolerance, iterations
 
     def stages(self, train: Rows) -> Iterator[Stage]:
