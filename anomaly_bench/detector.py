@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import unwrap
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ __all__ = [
     "agreed",
     "descend",
     "detached",
+    "map_of",
 ]
 
 
@@ -62,6 +63,16 @@ class Explanation(NamedTuple):
     reconstruction: Tensor | None = None  # [N, *shape]
     features: Tensor | None = None  # [N, D]
 
+    @classmethod
+    def of_errors(cls, errors: Tensor, x: Tensor, reconstruction: Tensor, features: Tensor) -> Self:
+        """By the errors `[N, ...]` of the entries of rows `x`: the score is their sum, of images there is a map."""
+        return cls(errors.flatten(1).sum(1), map_of(errors, x), reconstruction, features)
+
+
+def map_of(errors: Tensor, x: Tensor) -> Tensor | None:
+    """The mean over channels `[N, H, W]` of the errors of images `x`, flattened or not; rows have no map."""
+    return errors.view(x.shape).mean(1) if x.dim() == 4 else None
+
 
 class Detector(nn.Module, ABC):
     """A method of one paper. Given a shape and plain arguments; sees neither labels nor configs."""
@@ -78,6 +89,9 @@ class Detector(nn.Module, ABC):
 
     pretrained: ClassVar[bool] = False
     """True where it takes weights that were learned on other data: tables say so, and `forget` keeps them out."""
+
+    needs_float64: ClassVar[bool] = False
+    """True where it learns or scores in float64, which not every device has: the trainer refuses such a device."""
 
     scored_by: ClassVar[tuple[str, ...]] = ()
     """Arguments that only scoring looks at: of runs that differ in nothing else one trains."""

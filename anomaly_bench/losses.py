@@ -51,15 +51,15 @@ def nt_xent(z: Tensor, tau: float) -> Tensor:
         return cross_entropy(likeness, places.roll(len(z) // 2))
 
 
-def ssim(x: Tensor, y: Tensor, value_range: float = 2.0) -> Tensor:
-    """Structural similarity of two batches of images around each pixel, `[N, C, H, W]`, 1 where they are alike.
+def ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Structural similarity of images in [-1, 1], two batches, around each pixel: `[N, C, H, W]`, 1 where alike.
 
     Wang, Bovik, Sheikh, Simoncelli, IEEE TIP 13(4), 2004, equation 13: a Gaussian window of 11 x 11 pixels and
     deviation 1.5, K1 = 0.01, K2 = 0.03; images are mirrored at their edges, so their sides are at least 6 pixels.
     Computed in float32, whatever autocast says.
     """
     x, y = x.float(), y.float()
-    c1, c2 = (0.01 * value_range) ** 2, (0.03 * value_range) ** 2
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
     mean_x, mean_y = _blurred(x), _blurred(y)
     var_x, var_y = _blurred(x * x) - mean_x**2, _blurred(y * y) - mean_y**2
     covariance = _blurred(x * y) - mean_x * mean_y

@@ -96,6 +96,11 @@ class Rows:
         """`function` over all rows in order, float32 batch by batch, its results joined along dimension 0."""
         return torch.cat([function(batch.x).float() for batch in self.in_order(batch_size)])
 
+    def fingerprints(self) -> tuple[Tensor, Tensor]:
+        """The fingerprints of all rows, ascending, and the numbers of the rows that they are of, int64 `[N]` each."""
+        known, number = torch.cat([fingerprints(batch.x) for batch in self.in_order(512)]).sort()
+        return known, number
+
 
 def fingerprints(x: Tensor) -> Tensor:
     """A number for each row of float32 `[N, ...]`, int64 `[N]`: the same for the same bits, whatever the batch."""
@@ -119,3 +124,12 @@ def of_known_rows(x: Tensor, known: Tensor, values: Tensor, otherwise: Tensor) -
     wanted = fingerprints(x)
     place = torch.searchsorted(known, wanted).clamp_max(len(known) - 1)
     return torch.where(known[place] == wanted, values[place], otherwise)
+
+
+def numbers_of(x: Tensor, known: Tensor, number: Tensor) -> Tensor:
+    """Which of `known` rows each of `x` is, int64 `[N]`, -1 where none: no row is to be its own neighbour.
+
+    Args:
+        known, number: as `Rows.fingerprints` gives them.
+    """
+    return of_known_rows(x, known, number, number.new_full(x.shape[:1], -1))

@@ -170,6 +170,13 @@ class Overwriting(Rebuilding):
         return super().score(x.clamp_(-1, 1))
 
 
+class InFloat64(Rebuilding):
+    """Sums its errors in float64 and does not say so."""
+
+    def score(self, x: Tensor) -> Tensor:
+        return (x - self.rebuilt(x)).square().double().sum(1).float()
+
+
 class LeavingGradients(Rebuilding):
     """Looks for the steepest direction, and leaves gradients on the weights."""
 

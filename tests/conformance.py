@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from anomaly_bench.data.dataset import resized
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
@@ -233,6 +235,31 @@ def scoring_leaves_no_trace(case: Case) -> None:
     assert not still, f"scoring leaves the training mode off in {', '.join(still)}"
 
 
+def says_where_it_needs_float64(case: Case) -> None:
+    """What it keeps and what it scores by is float64 only where it says so, since not every device has that."""
+    found = {name for name, x in case.trained.state_dict().items() if x.dtype == torch.float64}
+    x = case.test.take(torch.arange(20))
+    with evaluation(case.trained, x.device), Float64Watch() as watch:
+        case.trained.explain(x)
+    said = any(part.needs_float64 for part in case.trained.modules() if isinstance(part, Detector))
+    assert said or not found | watch.found, f"{', '.join(sorted(found | watch.found))}: in float64"
+    assert found | watch.found or not said, "it says that it needs float64, and has none"
+
+
+class Float64Watch(TorchDispatchMode):
+    """Takes down the operators that give float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = func(*args, **(kwargs or {}))
+        if any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in tree_leaves(given)):
+            self.found.add(str(func))
+        return given
+
+
 # ------------------------------------------------------------------------------ learning
 
 
@@ -403,6 +430,7 @@ CHECKS = (
     folds_to_the_same_scores,
     explains_what_it_scores,
     scoring_leaves_no_trace,
+    says_where_it_needs_float64,
     moves_every_parameter,
     beats_its_untrained_self,
     scoring_leaves_training_alone,

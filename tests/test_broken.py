@@ -16,6 +16,7 @@ CAUGHT_BY = {
     broken.Contradicting: {"explains_what_it_scores"},
     broken.ReadingBetween: {"folds_to_the_same_scores"},
     broken.Overwriting: {"scoring_leaves_no_trace"},
+    broken.InFloat64: {"says_where_it_needs_float64"},
     broken.LeavingGradients: {"scoring_leaves_no_trace"},
     broken.CutOff: {"moves_every_parameter"},
     broken.Counting: {"scoring_leaves_no_trace", "scoring_leaves_training_alone"},

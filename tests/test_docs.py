@@ -1,6 +1,8 @@
 """The documentation's pages follow from what they are about."""
 
+import importlib
 import importlib.util
+import inspect
 import json
 import re
 from pathlib import Path
@@ -8,7 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from anomaly_bench.detector import Detector
+
 CHECKOUT = Path(__file__).parents[1]
+CONFIGS = CHECKOUT / "configs"
+METHODS = sorted(
+    path.stem for path in (CHECKOUT / "anomaly_bench" / "detectors").glob("*.py") if path.stem != "__init__"
+)
+SETTING = r"(?<![\w.@?])([a-z_][\w.]*)=(?=[^\s=])"
+"""What is set in a text, such as `model.nz=100`; not what a formula says, whose = stands alone."""
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +33,7 @@ def pages() -> dict[str, str]:
 
 
 def test_every_method_has_a_page_with_its_docstring_config_and_class(pages):
-    for path in (CHECKOUT / "configs" / "model").glob("*.yaml"):
+    for path in (CONFIGS / "model").glob("*.yaml"):
         page, text = pages[f"methods/{path.stem}.md"], path.read_text()
         assert text in page
         assert "::: anomaly_bench.detectors." in page
@@ -34,9 +44,7 @@ def test_every_method_has_a_page_with_its_docstring_config_and_class(pages):
             assert f"# {path.stem}\n\n{first}\n" in page
 
 
-@pytest.mark.parametrize(
-    "name", sorted(path.stem for path in (CHECKOUT / "configs" / "model").glob("*.yaml"))
-)
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml")))
 def test_every_method_says_when_to_use_it_and_what_its_traps_are(pages, name):
     page = pages[f"methods/{name}.md"]
     parts = re.search(r"\n\n## When to use it\n\n(.+?)\n\n## Traps\n\n(.+?)\n\n## ", page, re.DOTALL)
@@ -45,6 +53,33 @@ def test_every_method_says_when_to_use_it_and_what_its_traps_are(pages, name):
         assert len(text) >= 80
         assert "\n\n" not in text
     assert not re.search(r"(?m)^(When to use it|Traps):", page)
+
+
+@pytest.fixture(scope="module")
+def keys() -> dict[str, set[str]]:
+    """What each group of settings has, and what a run has, under no name."""
+
+    def of(*paths: Path) -> set[str]:
+        return {key for path in paths for key in yaml.safe_load(path.read_text()) or {}}
+
+    groups = {folder.name: of(*folder.glob("*.yaml")) for folder in CONFIGS.iterdir() if folder.is_dir()}
+    return groups | {"": of(CONFIGS / "config.yaml") | set(groups)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_that_a_docstring_names_are_there(keys, name):
+    module = importlib.import_module(f"anomaly_bench.detectors.{name}")
+    (method,) = [
+        found
+        for found in vars(module).values()
+        if inspect.isclass(found) and issubclass(found, Detector) and found.__module__ == module.__name__
+    ]
+    own = set(inspect.signature(method).parameters)
+    allowed = keys | {"model": own, "": keys[""] | own}
+    for setting in re.findall(SETTING, f"{module.__doc__}\n{method.__doc__}"):
+        # With another method on top, this one's settings are under `model.features`.
+        *group, key = setting.removeprefix("model.features.").split(".")[:2]
+        assert key in allowed["".join(group)], setting
 
 
 def test_a_method_that_stands_on_another_says_on_what(pages):

@@ -139,7 +139,7 @@ def test_e3outlier_has_three_numbers_for_each_method_data_set_and_share():
         if model == "dagmm_cae":  # with an Adam of its own
             assert (made.epochs, made.batch_size, made.lr, made.w_energy) == (200, 1024, 1e-4, 0.1)
             continue
-        learned = made.features if model == "ssd_if" else made
+        learned = made.features if model in ("cae_if", "ssd_if") else made
         assert (learned.eps, learned.weight_decay) == (1e-7, 5e-4)
         assert model == "rdae" or learned.epochs == 250
     optimizers = {

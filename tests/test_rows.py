@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomaly_bench.rows import Rows, fingerprints, of_known_rows
+from anomaly_bench.rows import Rows, fingerprints, numbers_of, of_known_rows
 
 
 def images(n: int = 10) -> Tensor:
@@ -141,3 +141,13 @@ def test_values_of_known_rows_are_looked_up() -> None:
     assert of_known_rows(x, known, values, otherwise).tolist() == [0, 10, -2, -3, 40, -5]
     assert of_known_rows(x[4:5], known, values, otherwise[4:5]).tolist() == [40]
     assert torch.equal(of_known_rows(x, known[:0], values[:0], otherwise), otherwise)
+
+
+def test_rows_are_known_by_their_numbers() -> None:
+    rows = Rows(images())
+    known, number = rows.fingerprints()
+    assert torch.equal(known, known.sort().values)
+    x = torch.cat([rows.take(torch.tensor([7, 0])), torch.rand(1, *rows.shape)])
+    assert numbers_of(x, known, number).tolist() == [7, 0, -1]
+    part = rows.subset(torch.tensor([4, 7]))
+    assert numbers_of(x, *part.fingerprints()).tolist() == [1, -1, -1]

@@ -35,7 +35,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
 from anomaly_bench.errors import SettingError
 from anomaly_bench.losses import ssim
 from anomaly_bench.networks.pairs import decoder, encoder
@@ -121,4 +121,4 @@ class Autoencoder(Detector):
         residual = self.residual(x, rebuilt)
         entries = residual.flatten(1)
         score = entries.mean(1) if self.loss == "ssim" else entries.sum(1)
-        return Explanation(score, residual.mean(1) if x.dim() == 4 else None, rebuilt, code)
+        return Explanation(score, map_of(residual, x), rebuilt, code)

@@ -56,7 +56,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
 from anomaly_bench.errors import SettingError
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.bigan import PairDiscriminator, average, averages_of, dense, init_weights
@@ -196,7 +196,7 @@ class ALAD(Detector):
             score = softplus(-d_xx(x, rebuilt)[1].float())
         else:
             score = residual.flatten(1).norm(1 if self.score_method == "l1" else 2, dim=1)
-        return Explanation(score, residual.abs().mean(1) if x.dim() == 4 else None, rebuilt, z)
+        return Explanation(score, map_of(residual.abs(), x), rebuilt, z)
 
 
 def normalise(network: nn.Module) -> None:

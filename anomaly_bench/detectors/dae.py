@@ -118,6 +118,4 @@ class DAE(Detector):
         """Score, squared residual map, reconstruction and code."""
         code = self.encode(x)
         reconstruction = self.decode(code)
-        residual = (x - reconstruction).float().square()
-        shown = residual.mean(1) if x.dim() == 4 else None
-        return Explanation(residual.flatten(1).sum(1), shown, reconstruction, code)
+        return Explanation.of_errors((x - reconstruction).float().square(), x, reconstruction, code)

@@ -63,7 +63,7 @@ error and cosine hardly vary, and the weighted `penalty` is 25, 11, 12 (pae_gmm)
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from sklearn.mixture import GaussianMixture
@@ -141,6 +141,8 @@ class DAGMM(Detector):
         jitter: added to each variance.
         lr, batch_size, epochs: of Adam, and of each stage that is not pretraining.
     """
+
+    needs_float64: ClassVar[bool] = True
 
     phi: Tensor
     mu: Tensor
@@ -220,8 +222,6 @@ class DAGMM(Detector):
 
     def stages(self, train: Rows) -> Iterator[Stage]:
         """Pretraining layer by layer, the autoencoder, the mixture: as many of them as the settings have."""
-        if train.device.type == "mps":
-            raise SettingError("trainer.device=mps: this model computes in float64, which mps lacks; use cpu")
         if self.pretrain_epochs:
             for layer in range(len(self.encode)):
                 yield self.layer_stage(layer)

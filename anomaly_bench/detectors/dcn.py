@@ -98,7 +98,6 @@ class DCN(Detector):
         self.register_buffer("centroids", torch.zeros(k, code))
         self.register_buffer("counts", torch.full((k,), 100.0))
         self.learned("assigned")
-        self.assigned = self.assigned.long()
         self.shape = shape
         self.w_reconstruction, self.w_cluster = w_reconstruction, w_cluster
         self.pretrain_epochs, self.pretrain_lr = pretrain_epochs, pretrain_lr

@@ -107,9 +107,7 @@ class DRAE(Detector):
         """Score, squared residual map, reconstruction and code."""
         code = self.encode(x)
         rebuilt = self.decode(code)
-        residual = (x - rebuilt).float().square()
-        shown = residual.mean(1) if x.dim() == 4 else None
-        return Explanation(residual.flatten(1).sum(1), shown, rebuilt, code)
+        return Explanation.of_errors((x - rebuilt).float().square(), x, rebuilt, code)
 
 
 def parted(errors: Tensor) -> tuple[Tensor, Tensor, Tensor]:

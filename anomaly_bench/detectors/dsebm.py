@@ -37,7 +37,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.cae import bottom, stages_for
 from anomaly_bench.networks.mlp import check_sizes, length_of, mlp
@@ -131,7 +131,7 @@ class DSEBM(Detector):
         residual = (x - rebuilt).square()
         energy, h = self.energy(x)
         score = energy if self.score_by == "energy" else residual.flatten(1).sum(1)
-        return Explanation(score, residual.mean(1) if x.dim() == 4 else None, rebuilt, h)
+        return Explanation(score, map_of(residual, x), rebuilt, h)
 
 
 def convolutions(

@@ -52,11 +52,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
 from anomaly_bench.errors import SettingError
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.bigan import PairDiscriminator, average, averages_of, dense, init_weights
-from anomaly_bench.networks.dcgan import check_multiple
+from anomaly_bench.networks.shapes import check_multiple
 
 
 class EGBAD(Detector):
@@ -152,7 +152,7 @@ class EGBAD(Detector):
         else:
             noticed = softplus(-logits.float())
         score = (1 - self.w) * residual.flatten(1).sum(1) + self.w * noticed
-        return Explanation(score, residual.mean(1) if x.dim() == 4 else None, fake, z)
+        return Explanation(score, map_of(residual, x), fake, z)
 
 
 def image_networks(

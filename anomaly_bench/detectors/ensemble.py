@@ -30,7 +30,7 @@ control has neighbours in the codes of random networks, which is a detector alre
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,8 @@ class Ensemble(Detector):
         members: by name, each called as `member(shape=shape)`.
         max_rows: rank among the scores of a random choice of so many training rows.
     """
+
+    needs_float64: ClassVar[bool] = True
 
     ladder: Tensor  # float64 [members, R], scores of training rows, ascending
 

@@ -59,7 +59,7 @@ from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, ad
 from anomaly_bench.errors import SettingError
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.bigan import dense, init_weights
-from anomaly_bench.networks.dcgan import check_multiple
+from anomaly_bench.networks.shapes import check_multiple
 
 
 class FenceGAN(Detector):

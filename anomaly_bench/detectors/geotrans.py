@@ -84,6 +84,7 @@ class GeoTrans(Detector):
         epochs: passes over the training images, rounded up to whole rounds of all transformations.
     """
 
+    needs_float64: ClassVar[bool] = True
     scored_by: ClassVar[tuple[str, ...]] = ("score_by",)
 
     alpha: Tensor  # float64 [T, T], a Dirichlet distribution for each transformation
@@ -118,8 +119,6 @@ class GeoTrans(Detector):
 
     def stages(self, train: Rows) -> Iterator[Stage]:
         """One stage of classification; then the Dirichlet distributions are fitted."""
-        if train.device.type == "mps":
-            raise SettingError("trainer.device=mps: this model computes in float64, which mps lacks; use cpu")
         optimizer = adam(self.net, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
         self.order = random_orders(len(train), self.kinds, train.device)
         self.turn = torch.zeros(len(train), dtype=torch.int64, device=train.device)

@@ -27,6 +27,7 @@ several `seed`.
 """
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -45,6 +46,8 @@ class IsolationForest(Detector):
         features: called as `features(shape=shape)`, gives the detector whose features take the rows' place;
             it learns first. None for the rows themselves.
     """
+
+    needs_float64: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ from anomaly_bench.detector import Detector, Explanation, Rows, Stage
 from anomaly_bench.errors import SettingError
 from anomaly_bench.features import part, stages_of
 from anomaly_bench.networks.parts import in_parts
-from anomaly_bench.rows import fingerprints, of_known_rows
+from anomaly_bench.rows import numbers_of
 
 AT_ONCE = 1 << 24
 """Distances that are held at once."""
@@ -82,15 +82,14 @@ class KNN(Detector):
         """The stages of `features`, if there are any; then the rows are kept."""
         yield from stages_of(self.features, train)
         each = -(-self.max_patches // len(train))
-        bank, owner, keys = [], [], []
+        bank, owner = [], []
         for batch in train.in_order(512):
             vectors = places_of(self.embed(batch.x))
             drawn = torch.rand(vectors.shape[:2]).argsort(1)[:, :each].to(vectors.device)
             bank.append(vectors.take_along_dim(drawn[:, :, None], 1).flatten(0, 1))
             owner.append(batch.index.repeat_interleave(drawn.shape[1]))
-            keys.append(fingerprints(batch.x))
         self.bank, self.owner = torch.cat(bank), torch.cat(owner)
-        self.known, self.number = torch.cat(keys).sort()
+        self.known, self.number = train.fingerprints()
         if vectors.shape[1] > 1 and len(self.bank) > self.max_patches:
             kept = torch.randperm(len(self.bank))[: self.max_patches].to(vectors.device)
             self.bank, self.owner = self.bank[kept], self.owner[kept]
@@ -113,8 +112,7 @@ class KNN(Detector):
         if not len(self.bank):
             return vectors.new_zeros(vectors.shape[:2])
         vectors = vectors - self.centre
-        own = of_known_rows(x, self.known, self.number, self.number.new_full(x.shape[:1], -1))
-        own = own.repeat_interleave(vectors.shape[1])
+        own = numbers_of(x, self.known, self.number).repeat_interleave(vectors.shape[1])
         size = AT_ONCE // len(self.bank)
         parts = zip(in_parts(vectors.flatten(0, 1), size), in_parts(own, size), strict=True)
         return torch.cat([self.nearest(part, row) for part, row in parts]).view(vectors.shape[:2])

@@ -26,13 +26,13 @@ noise, or has random weights under pretrained features, and is not an untrained 
 """
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
-from anomaly_bench.errors import SettingError
 from anomaly_bench.features import part, stages_of, vectors_of
 
 
@@ -44,6 +44,8 @@ class Mahalanobis(Detector):
         features: called as `features(shape=shape)`, gives the detector whose features take the rows' place;
             it learns first. None for the rows themselves.
     """
+
+    needs_float64: ClassVar[bool] = True
 
     mean: Tensor  # [D]
     axes: Tensor  # [D, R], of C
@@ -57,8 +59,6 @@ class Mahalanobis(Detector):
 
     def stages(self, train: Rows) -> Iterator[Stage]:
         """The stages of `features`, if there are any; the Gaussian itself has none."""
-        if train.device.type == "mps":
-            raise SettingError("trainer.device=mps: this model computes in float64, which mps lacks; use cpu")
         yield from stages_of(self.features, train)
         x = train.map(self.embed).double()
         self.mean = x.mean(0)

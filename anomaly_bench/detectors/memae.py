@@ -43,6 +43,7 @@ from torch.nn.functional import mse_loss, normalize
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
 from anomaly_bench.errors import SettingError
+from anomaly_bench.networks import pairs
 from anomaly_bench.networks.cae import squared_error
 from anomaly_bench.networks.dense import DenseDecoder, DenseEncoder
 from anomaly_bench.networks.mlp import check_sizes
@@ -85,8 +86,8 @@ class MemAE(Detector):
         epochs: int = 100,
     ) -> None:
         super().__init__()
+        pairs.check(network, shape)
         for name, value, allowed in (
-            ("network", network, ("conv", "dense")),
             ("similarity", similarity, ("cosine", "dot")),
             ("query", query, ("code", "position")),
         ):
@@ -113,10 +114,6 @@ class MemAE(Detector):
         self, shape: tuple[int, ...], channels: Sequence[int], kernels: Sequence[int]
     ) -> tuple[int, ...]:
         """The convolutional pair; gives the shape of the feature map between them."""
-        if len(shape) != 3:
-            raise SettingError(
-                f"model.network=conv: it needs images, found rows of shape {shape}; model.network=dense takes both"
-            )
         check_sizes(channels=channels)
         if len(kernels) != len(channels) or any(kernel % 2 == 0 for kernel in kernels):
             raise SettingError(f"model.kernels={kernels}: needed is an odd number for each of model.channels")
@@ -183,8 +180,5 @@ class MemAE(Detector):
     def explain(self, x: Tensor) -> Explanation:
         """Score, squared residual map, reconstruction, and the weights of the items, averaged over positions."""
         rebuilt, weights = self(x)
-        residual = (x - rebuilt).float().square()
-        shown = residual.mean(1) if x.dim() == 4 else None
-        return Explanation(
-            residual.flatten(1).sum(1), shown, rebuilt, weights.view(x.shape[0], -1, len(self.memory)).mean(1)
-        )
+        weights = weights.view(x.shape[0], -1, len(self.memory)).mean(1)
+        return Explanation.of_errors((x - rebuilt).float().square(), x, rebuilt, weights)

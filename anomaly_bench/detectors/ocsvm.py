@@ -37,6 +37,7 @@ differ among training rows. The control is fitted to noise, or has untrained fea
 """
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -70,6 +71,8 @@ class OCSVM(Detector):
         features: called as `features(shape=shape)`, gives the detector whose features take the rows' place;
             it learns first. None for the rows themselves.
     """
+
+    needs_float64: ClassVar[bool] = True
 
     centre: Tensor  # [D], and the deviations, where standardised
     spread: Tensor
@@ -114,8 +117,6 @@ class OCSVM(Detector):
 
     def stages(self, train: Rows) -> Iterator[Stage]:
         """The stages of `features`, if there are any; the SVM itself has none."""
-        if train.device.type == "mps":
-            raise SettingError("trainer.device=mps: this model computes in float64, which mps lacks; use cpu")
         yield from stages_of(self.features, train)
         chosen = torch.randperm(len(train))[: self.max_rows].sort().values.to(train.device)
         x = train.subset(chosen).map(self.embed).double()

@@ -58,11 +58,11 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.optim import Optimizer
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
 from anomaly_bench.errors import SettingError
+from anomaly_bench.networks import pairs
 from anomaly_bench.networks.dense import SigmoidAutoencoder, from_unit, to_unit
-from anomaly_bench.networks.pairs import decoder, encoder
-from anomaly_bench.rows import fingerprints, of_known_rows
+from anomaly_bench.rows import of_known_rows
 
 
 class RDA(Detector):
@@ -105,8 +105,7 @@ class RDA(Detector):
         batch_size: int = 133,
     ) -> None:
         super().__init__()
-        if network not in ("dense", "conv"):
-            raise SettingError(f"model.network={network}: allowed are dense, conv")
+        pairs.check(network, shape)
         if penalty not in ("rows", "columns", "l1"):
             raise SettingError(f"model.penalty={penalty}: allowed are rows, columns, l1")
         if lambda_ < 0:
@@ -118,7 +117,6 @@ class RDA(Detector):
         else:
             self.net = Convolutional(shape, code, width)
         self.learned("S", "known", "errors")
-        self.known = self.known.long()
         self.register_buffer("t", torch.zeros(()))
         self.penalty, self.lambda_, self.rounds, self.reinit = penalty, lambda_, rounds, reinit
         self.lr, self.eps, self.weight_decay = lr, eps, weight_decay
@@ -137,8 +135,7 @@ class RDA(Detector):
             yield self.learning(number, optimizer)
             rest = torch.cat([to_unit(b.x) - self.net(self.L(b)).float() for b in train.in_order(512)])
             self.S = prox(rest, self.t, self.penalty)
-        keys = torch.cat([fingerprints(batch.x) for batch in train.in_order(512)])
-        self.known, order = keys.sort()
+        self.known, order = train.fingerprints()
         self.errors = rest.norm(dim=1)[order]
 
     def optimizer(self) -> Optimizer:
@@ -175,8 +172,7 @@ class RDA(Detector):
         rebuilt = self.net.decode(code).float()
         residual = y - rebuilt
         score = of_known_rows(x, self.known, self.errors, residual.norm(dim=1))
-        shown = residual.square().view(x.shape).mean(1) if x.dim() == 4 else None
-        return Explanation(score, shown, from_unit(rebuilt, x.shape), code)
+        return Explanation(score, map_of(residual.square(), x), from_unit(rebuilt, x.shape), code)
 
 
 def prox(a: Tensor, t: Tensor | float, penalty: str) -> Tensor:
@@ -193,8 +189,8 @@ class Convolutional(nn.Module):
     def __init__(self, shape: tuple[int, ...], code: int, width: int) -> None:
         super().__init__()
         self.shape = shape
-        self.down = encoder("conv", shape, code, width, ())
-        self.up = decoder("conv", shape, code, width, ())
+        self.down = pairs.encoder("conv", shape, code, width, ())
+        self.up = pairs.decoder("conv", shape, code, width, ())
 
     def encode(self, y: Tensor) -> Tensor:
         """Codes `[N, code]`."""

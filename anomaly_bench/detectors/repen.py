@@ -35,6 +35,7 @@ not in it, as it is over `seed` here.
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,8 @@ class REPEN(Detector):
         lr, rho: of Adadelta.
         batch_size, epochs: triplets of one update, and passes of as many triplets as there are rows.
     """
+
+    needs_float64: ClassVar[bool] = True
 
     inliers: Tensor  # [N - M] row numbers
     outliers: Tensor  # [M]

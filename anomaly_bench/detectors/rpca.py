@@ -21,8 +21,7 @@ When to use it: On a table or on aligned images whose normal rows share few dire
 them that touch few entries; nothing is trained, there is no seed, and it has a residual map. Each iteration
 decomposes the whole matrix, so that it is for some thousand rows or columns: 720 images of 32 x 32 took 12 to
 14 seconds in `results/autoencoders_mnist`, where its mean AUROC of .658 is about that of a dense autoencoder
-(.651) and below that of a convolutional one (.794). For rows that are anomalous as a whole, `rda` with
-`model.penalty=rows` fits better.
+(.651) and below that of a convolutional one (.794). For rows that are anomalous as a whole, `rda` fits better.
 
 Traps: A residual, the score of new rows, is never longer than the |S_i| that a fitted row with the same
 residual has, so that a threshold from training scores (`evaluation.quantile`) is too high for them, if
@@ -35,11 +34,12 @@ mean something else. The control is fitted to noise, and is not near .5 on every
 
 import math
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from anomaly_bench.detector import Detector, Explanation, Rows, Stage
+from anomaly_bench.detector import Detector, Explanation, Rows, Stage, map_of
 from anomaly_bench.errors import SettingError
 from anomaly_bench.rows import fingerprints, of_known_rows
 
@@ -53,6 +53,8 @@ class RPCA(Detector):
         tolerance: of |X - L - S| relative to |X|.
         iterations: at most.
     """
+
+    needs_float64: ClassVar[bool] = True
 
     mean: Tensor  # [D]
     directions: Tensor  # [D, rank]
@@ -71,22 +73,18 @@ class RPCA(Detector):
         for name, value in (("lambda_", lambda_), ("tolerance", tolerance), ("iterations", iterations)):
             if value <= 0:
                 raise SettingError(f"model.{name}={value}: must be above 0")
-        self.learned("mean", "directions", "norms")
-        self.learned("known")
-        self.known = self.known.long()
+        self.learned("mean", "directions", "known", "norms")
         self.lambda_, self.tolerance, self.iterations = lambda_, tolerance, iterations
 
     def stages(self, train: Rows) -> Iterator[Stage]:
         """None; the decomposition is computed here, in float64."""
-        if train.device.type == "mps":
-            raise SettingError("trainer.device=mps: this model computes in float64, which mps lacks; use cpu")
-        x = torch.cat([batch.x.flatten(1) for batch in train.in_order(512)]).double()
+        rows = train.map(lambda x: x.flatten(1))
+        self.known, order = fingerprints(rows).sort()
+        x = rows.double()
         self.mean = x.mean(0)
         _low, sparse, self.directions = pursue(
             x - self.mean, self.lambda_ / math.sqrt(max(x.shape)), self.tolerance, self.iterations
         )
-        keys = torch.cat([fingerprints(batch.x) for batch in train.in_order(512)])
-        self.known, order = keys.sort()
         self.norms = sparse.norm(dim=1)[order]
         yield from ()
 
@@ -103,8 +101,7 @@ class RPCA(Detector):
         rebuilt = self.mean + coordinates @ self.directions.t()
         residual = rows - rebuilt
         score = of_known_rows(x, self.known, self.norms, residual.norm(dim=1))
-        shown = residual.square().view(x.shape).mean(1) if x.dim() == 4 else None
-        return Explanation(score, shown, rebuilt.view(x.shape), coordinates)
+        return Explanation(score, map_of(residual.square(), x), rebuilt.view(x.shape), coordinates)
 
 
 def pursue(x: Tensor, lambda_: float, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -116,6 +116,4 @@ class SDAE(Detector):
         y = to_unit(x)
         code = self.net.encode(y)
         rebuilt = self.net.decode(code)
-        residual = (y - rebuilt).square()
-        shown = residual.view(x.shape).mean(1) if x.dim() == 4 else None
-        return Explanation(residual.sum(1), shown, from_unit(rebuilt, x.shape), code)
+        return Explanation.of_errors((y - rebuilt).square(), x, from_unit(rebuilt, x.shape), code)

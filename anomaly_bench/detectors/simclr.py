@@ -53,7 +53,8 @@ from anomaly_bench.losses import nt_xent
 from anomaly_bench.networks.augmentations import DRAWS, augment
 from anomaly_bench.networks.mlp import check_sizes
 from anomaly_bench.networks.resnet18 import ResNet18
-from anomaly_bench.rows import fingerprints, of_known_rows
+from anomaly_bench.networks.shapes import check_images
+from anomaly_bench.rows import numbers_of
 
 
 class SimCLR(Detector):
@@ -98,8 +99,7 @@ class SimCLR(Detector):
         epochs: int = 1000,
     ) -> None:
         super().__init__()
-        if len(shape) != 3:
-            raise SettingError(f"model: it takes images, found rows of shape {shape}")
+        check_images(shape)
         if shifts not in ("none", "rotations"):
             raise SettingError(f"model.shifts={shifts}: allowed are none, rotations")
         if shifts == "rotations" and shape[1] != shape[2]:
@@ -146,8 +146,7 @@ class SimCLR(Detector):
 
         yield Stage("contrastive", self.epochs, step, (optimizer,), self.batch_size, scorable=False)
         self.bank = normalize(train.map(self.embed), dim=1)
-        keys = torch.cat([fingerprints(batch.x) for batch in train.in_order(512)])
-        self.known, self.number = keys.sort()
+        self.known, self.number = train.fingerprints()
 
     def rate(self, epoch: Tensor) -> Tensor:
         """The learning rate after so many epochs, a scalar as they are."""
@@ -181,7 +180,7 @@ class SimCLR(Detector):
         z = self.embed(x)
         with torch.autocast(z.device.type, enabled=False):
             alike = z @ self.bank.T
-        own = of_known_rows(x, self.known, self.number, self.number.new_full(x.shape[:1], -1))
+        own = numbers_of(x, self.known, self.number)
         itself = torch.arange(len(self.bank), device=x.device) == own[:, None]
         return -alike.masked_fill(itself, -torch.inf).amax(1)
 

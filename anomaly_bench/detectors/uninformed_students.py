@@ -67,6 +67,7 @@ from anomaly_bench.errors import SettingError
 from anomaly_bench.features import part, stages_of, vectors_of
 from anomaly_bench.networks.parts import in_parts
 from anomaly_bench.networks.patch import PatchNetwork, moved, patches_at, random_pixels, varied
+from anomaly_bench.networks.shapes import check_images
 
 HELD_OUT = 10
 """Of so many training rows, the last is kept from the students."""
@@ -203,8 +204,7 @@ class UninformedStudents(Detector):
             raise SettingError(f"model.students={students}: must be at least 1")
         if not patch_sizes or len(set(patch_sizes)) < len(patch_sizes):
             raise SettingError(f"model.patch_sizes={list(patch_sizes)}: must be one or more, each once")
-        if len(shape) != 3:
-            raise SettingError(f"model: it takes images, found rows of shape {shape}")
+        check_images(shape)
         self.scales = nn.ModuleList(
             Scale(p, shape[0], width, d, students, features, whole) for p in patch_sizes
         )

@@ -9,9 +9,9 @@ they maximise a lower bound of the likelihood. Anomalous rows are unlikely under
 
     L         = mean over rows of  E_q[-log p(x|z)] + beta KL(q(z|x) || N(0, I)),  one z from q for each row
     KL        = -1/2 sum(1 + log s^2 - m^2 - s^2),   q(z|x) = N(m, s^2)
-    A(x)      = |x - x^|^2 at z = m                                  score=reconstruction
-              = -1/L sum_l log p(x|z_l) + beta KL                    score=elbo
-              = -1/L sum_l log p(x|z_l)                              score=probability
+    A(x)      = |x - x^|^2 at z = m                               score_by=reconstruction
+              = -1/L sum_l log p(x|z_l) + beta KL                 score_by=elbo
+              = -1/L sum_l log p(x|z_l)                           score_by=probability
 
 `-log p(x|z)` is summed over the entries of a row, never averaged: with a mean the KL outweighs it and all
 codes are N(0, I). The L draws of the score are kept with the weights and shared by all rows, so that a row
@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
+from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.cae import squared_error
 from anomaly_bench.networks.pairs import decoder, encoder
@@ -172,8 +172,8 @@ class VAE(Detector):
         """Score, and of the code m its squared residual map, its reconstruction and itself."""
         m, log_s2 = self.posterior(x)
         reconstruction = self.mean(self.decode(m))
-        residual = (x - reconstruction).square().mean(1) if x.dim() == 4 else None
-        return Explanation(self.score_of(x, m, log_s2), residual, reconstruction, m)
+        shown = map_of((x - reconstruction).square(), x)
+        return Explanation(self.score_of(x, m, log_s2), shown, reconstruction, m)
 
 
 def kl(m: Tensor, log_s2: Tensor) -> Tensor:

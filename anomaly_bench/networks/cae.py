@@ -4,21 +4,14 @@ import math
 
 from torch import Tensor, nn
 
-from anomaly_bench.errors import SettingError
-from anomaly_bench.networks.shapes import check_images
+from anomaly_bench.networks.shapes import check_images, check_multiple
 
 
 def stages_for(shape: tuple[int, ...]) -> int:
     """How many stride-2 stages images `(C, H, W)` get: three up to 63 pixels, one more from 64 on."""
     check_images(shape)
     stages = 3 if min(shape[1:]) < 64 else 4
-    step = 2**stages
-    if any(side % step for side in shape[1:]):
-        nearest = max(step, step * round(shape[1] / step))
-        raise SettingError(
-            f"data.image_size: found images of {shape[1]} x {shape[2]}; this network takes sides that are "
-            f"multiples of {step} (nearest: {nearest})"
-        )
+    check_multiple(shape, 2**stages)
     return stages
 
 

@@ -96,18 +96,6 @@ def pixel_rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1)
 
 
-def check_multiple(shape: tuple[int, ...], step: int) -> tuple[int, int, int]:
-    """`shape` of images `(C, H, W)` whose sides are multiples of `step`; anything else is a SettingError."""
-    check_images(shape)
-    channels, height, width = shape
-    if height % step or width % step:
-        raise SettingError(
-            f"data.image_size: found images of {height} x {width}; this network takes sides that are "
-            f"multiples of {step} (nearest: {max(step, step * round(height / step))})"
-        )
-    return channels, height, width
-
-
 def extra_layer(width: int) -> tuple[nn.Module, nn.Module]:
     """A convolution of 3 x 3 that keeps size and filters, with batch norm."""
     return nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)

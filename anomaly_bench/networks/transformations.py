@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anomaly_bench.errors import SettingError
 from anomaly_bench.networks.parts import in_parts
+from anomaly_bench.networks.shapes import check_images
 
 SETS = ("ra", "ra+ia", "ra+ia+pr")
 """Regular affine, irregular affine, patch re-arranging."""
@@ -44,8 +45,7 @@ class Transformations(nn.Module):
         super().__init__()
         if operations not in SETS:
             raise SettingError(f"model.operations={operations}: allowed are {', '.join(SETS)}")
-        if len(shape) != 3:
-            raise SettingError(f"model: transformations are of images, found rows of shape {shape}")
+        check_images(shape)
         side = shape[1]
         if shape[2] != side:
             raise SettingError(

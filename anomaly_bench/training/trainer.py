@@ -92,7 +92,16 @@ class Trainer:
         self.fold = fold
 
     def place(self, detector: Detector) -> Detector:
-        """The detector on the device, in the memory format."""
+        """The detector on the device, in the memory format.
+
+        Raises:
+            SettingError: it, or a detector within it, computes in float64, and the device cannot.
+        """
+        for part in detector.modules() if self.device.type == "mps" else ():
+            if isinstance(part, Detector) and part.needs_float64:
+                raise SettingError(
+                    f"trainer.device=mps: {type(part).__name__} computes in float64, which mps lacks; allowed is cpu"
+                )
         if not self.channels_last:
             return detector.to(self.device)
         return detector.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

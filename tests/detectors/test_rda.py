@@ -151,7 +151,7 @@ def test_convolutional_and_rows():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"network": "fc"}, "model.network=fc: allowed are dense, conv"),
+        ({"network": "fc"}, "model.network=fc: allowed are conv, dense"),
         ({"penalty": "l2"}, "model.penalty=l2: allowed are rows, columns, l1"),
         ({"lambda_": -1.0}, "model.lambda_=-1.0"),
         ({"rounds": 0}, "model.rounds=0"),

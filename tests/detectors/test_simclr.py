@@ -169,7 +169,7 @@ def test_before_training_there_is_no_score():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shape": (5,)}, r"takes images, found rows of shape \(5,\)"),
+        ({"shape": (5,)}, r"needs images, found rows of shape \(5,\)"),
         ({"shifts": "cutperm"}, r"model\.shifts=cutperm: allowed are none, rotations"),
         ({"shape": (1, 8, 9), "shifts": "rotations"}, r"data\.image_size: found images of 8 x 9"),
         ({"tau": 0.0}, r"model\.tau=0\.0"),

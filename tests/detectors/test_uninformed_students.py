@@ -323,7 +323,7 @@ def test_the_control_of_a_distilled_teacher_has_random_features(resnet):
         ({"patch_sizes": [17, 17]}, r"model\.patch_sizes=\[17, 17\]"),
         ({"image_score": "sum"}, r"model\.image_score=sum: allowed are max, mean"),
         ({"compactness": "no"}, r"model\.compactness=no: allowed are sum, squares"),
-        ({"shape": (7,)}, r"takes images, found rows of shape \(7,\)"),
+        ({"shape": (7,)}, r"needs images, found rows of shape \(7,\)"),
         (
             {"shape": (2, 9, 9), "features": Pretrained},
             r"model\.features: .* takes images of 1 or 3 channels",

@@ -305,6 +305,25 @@ def test_memory_format_of_rows_and_weights(channels_last: bool) -> None:
     assert is_last(chosen.place(detector).convolution.weight) is channels_last
 
 
+class Doubled(Dictated):
+    needs_float64 = True
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_mps_is_refused_where_a_detector_or_one_within_it_computes_in_float64(nested, monkeypatch) -> None:
+    there, detector = trainer(), Dictated() if nested else Doubled()
+    detector.features = Doubled() if nested else torch.nn.Identity()
+    assert there.place(detector) is detector
+    there.device = torch.device("mps")
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, *_, **__: module)
+    with pytest.raises(
+        SettingError, match=r"^trainer\.device=mps: Doubled computes in float64.*allowed is cpu$"
+    ):
+        there.place(detector)
+    plain = dictated()
+    assert there.place(plain) is plain
+
+
 def test_only_an_accelerator_has_a_copy_of_chosen_rows() -> None:
     x, chosen = torch.zeros(10, 1, 2, 2, dtype=torch.uint8), torch.tensor([1, 7, 3])
     here, there = trainer(), trainer()
