@@ -286,9 +286,9 @@ def test_a_class_that_is_kept_is_the_normal_one():
 
 def test_files_that_changed_are_read_again(tmp_path):
     path = people(tmp_path / "people.csv")
-    before, _ = load_data("table", root=str(path), label="kind")
+    before, _ = load_data("table", root=path, label="kind")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))
-    after, _ = load_data("table", root=str(path), label="kind")
+    after, _ = load_data("table", root=path, label="kind")
     assert len(after) == len(before) - 3
     assert sum(map(len, load_split("table", normal_class="a", root=str(path), label="kind")[:2])) <= len(
         after

@@ -355,3 +355,13 @@ def test_every_method_exports_or_is_known_to_refuse(name, form, tmp_path):
         return
     assert written(toy_run(name), form, path) < 1e-4
     assert path.exists()
+
+
+def test_the_packages_of_ones_own_methods_are_passed_on(runs, capsys, monkeypatch):
+    def load(folder, device, packages):
+        raise SettingError(f"{device} {packages}")
+
+    monkeypatch.setattr("anomaly_bench.export.load_run", load)
+    assert "cpu ['mine', 'yours']" in refused(
+        runs["ae"], "onnx", capsys, "--allow", "mine", "--allow", "yours"
+    )

@@ -103,8 +103,8 @@ def test_settings_hash_knows_what_can_move_a_number():
     other = {"protocol": {"share": 0.8}, "model": {"lr": 0.1, "nz": 20}}
     assert record.settings_hash(settings) == record.settings_hash(same)
     assert record.settings_hash(settings) != record.settings_hash(other)
-    several = [record.settings_hash({"models": [{"lr": 0.1, "seed": seed}]}) for seed in (0, 1)]
-    assert several[0] == several[1]
+    own = [record.settings_hash({"model": {"lr": 0.1, "seed": seed}}) for seed in (0, 1)]
+    assert own[0] != own[1]  # a method's, which no name of a run holds
     assert len(record.settings_hash(settings)) == 8
     assert record.settings_hash({"a": [1, {"b": None}]}) == "04c9b7f3"  # runs of other days are found again
 

@@ -100,9 +100,9 @@ def test_what_has_to_be_given_is_asked_for_as_it_is_typed() -> None:
 
 
 def test_a_setting_that_comes_from_another_is_named_by_that_one() -> None:
-    settings, _ = settings_of(["abnormal_class=-1"])
-    with pytest.raises(SettingError, match=r"^abnormal_class=-1: must be a whole number from 0"):
+    settings, _ = settings_of(["abnormal_class=-3000000000"])
+    with pytest.raises(SettingError, match=r"^abnormal_class=-3000000000: must be a whole number from 0"):
         check_group("protocol", settings.protocol)
-    settings, _ = settings_of(["protocol.abnormal_class=-1"])
-    with pytest.raises(SettingError, match=r"^protocol\.abnormal_class=-1: must be"):
+    settings, _ = settings_of(["protocol.abnormal_class=-3000000000"])
+    with pytest.raises(SettingError, match=r"^protocol\.abnormal_class=-3000000000: must be"):
         check_group("protocol", settings.protocol)
