@@ -11,6 +11,7 @@ is added, removed or changed.
 """
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -66,7 +67,7 @@ class ClassFolder(NamedTuple):
     train: bool  # lies under `train/`
     class_name: str  # the folders between `train/` or `test/` and the files
     names: list[str]  # of the files, sorted
-    stamps: list[tuple[int, int]]  # size in bytes and time in ns of each file: one changes when the file does
+    stamps: list[tuple[int, ...]]  # of each file, see `stamp`
 
     @property
     def paths(self) -> list[str]:
@@ -166,16 +167,19 @@ def walk(folder: str, class_name: str, train: bool, around: tuple[Path, ...]) ->
             if is_image(entry.name) and entry.is_symlink():
                 links.append(Path(entry.path))
             elif is_image(entry.name) and entry.is_file():
-                stat = entry.stat()
-                found[entry.name] = stat.st_size, stat.st_mtime_ns
+                found[entry.name] = stamp(entry.stat())
             elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
                 yield from walk(entry.path, f"{class_name}/{entry.name}", train, around)
     for path in within(links, *around):
-        stat = path.stat()
-        found[path.name] = stat.st_size, stat.st_mtime_ns
+        found[path.name] = stamp(path.stat())
     if found:
         names = sorted(found)
         yield ClassFolder(train, class_name, names, [found[name] for name in names])
+
+
+def stamp(stat: os.stat_result) -> tuple[int, ...]:
+    """Size in bytes, times of content and entry in ns, number of a file: one changes when the file does."""
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino % 2**63  # in 64 bits, with a sign
 
 
 def is_image(name: str) -> bool:
@@ -225,11 +229,24 @@ def pixels(
     settings = short_hash(repr((os.fspath(folder.resolve()), shape, fit, limit, CACHE_VERSION)).encode())
     content = short_hash(os.fsencode("\0".join(files)), stamps.tobytes())
     npy = cache / f"{settings}-{content}.npy"
+    paths = [f"{folder}/{file}" for file in files]
     if not npy.exists():
-        decode_into(npy, [f"{folder}/{file}" for file in files], shape, fit)
-    x = torch.from_numpy(np.load(npy, mmap_mode="c" if npy.stat().st_size / 2**30 > free_gib() / 2 else None))
+        decode_into(npy, paths, shape, fit)
+    try:
+        x = mapped(npy)
+    except (ValueError, EOFError):  # it was cut short
+        npy.unlink(missing_ok=True)
+        decode_into(npy, paths, shape, fit)
+        x = mapped(npy)
     clear(cache, settings, npy)
     return x
+
+
+def mapped(npy: Path) -> Tensor:
+    """The array of a `.npy` file: in memory, or mapped where it would take more than half of it."""
+    return torch.from_numpy(
+        np.load(npy, mmap_mode="c" if npy.stat().st_size / 2**30 > free_gib() / 2 else None)
+    )
 
 
 def clear(cache: Path, settings: str, npy: Path) -> None:
@@ -277,6 +294,7 @@ def decode_into(npy: Path, paths: Sequence[str], shape: tuple[int, int, int], fi
         if shutil.disk_usage(npy.parent).free < size:
             raise OSError(f"{size / 2**20:.0f} MiB are needed, and not free")
         np.lib.format.open_memmap(started, "w+", np.uint8, (len(paths), *shape))
+        reserve(started)
         failures = decode_in_parallel(started, paths, fit)
         if failures:
             raise unreadable(failures, len(paths))
@@ -288,6 +306,18 @@ def decode_into(npy: Path, paths: Sequence[str], shape: tuple[int, int, int], fi
     finally:
         if started.exists():
             started.unlink()
+
+
+def reserve(path: Path) -> None:
+    """Have the disk keep a file's bytes free, where it can: a mapped file that finds none kills the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
 
 def decode_in_parallel(npy: Path, paths: Sequence[str], fit: str | None) -> list[tuple[str, str]]:

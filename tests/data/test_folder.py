@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import logging
 import os
 import shutil
@@ -180,6 +181,48 @@ def test_a_changed_folder_is_decoded_again(ganomaly, tmp_path, draw, change):
     assert len(now) == 1  # the old one is gone
     assert now.keys() != cached.keys()
     assert (77 in data.x[:, 0, 0, 0]) == (change in ("rewritten", "added"))
+
+
+def test_a_folder_in_the_place_of_one_of_the_same_sizes_and_times_is_decoded_again(tmp_path, draw):
+    for place, value in (("set", 1), ("other", 2)):
+        for part in ("train", "test"):
+            os.utime(draw(tmp_path / place / part / "a/0.pgm", value), ns=(0, 10**9))
+    assert (folder.load(root=tmp_path / "set", image_size=8).x == 1).all()
+    shutil.rmtree(tmp_path / "set")
+    (tmp_path / "other").rename(tmp_path / "set")
+    assert (folder.load(root=tmp_path / "set", image_size=8).x == 2).all()
+
+
+def test_a_file_is_known_by_its_path_and_each_number_of_its_stamp(tmp_path, draw):
+    """Each alone, for most changes of a file change several."""
+    for value in (1, 2):
+        draw(tmp_path / f"{value}.pgm", value)
+
+    def value(name, *stamp):
+        files, stamps = (name,), np.array([stamp])
+        return int(folder.pixels(tmp_path, files, stamps, (1, 8, 8), "stretch", None)[0, 0, 0, 0])
+
+    assert value("1.pgm", 1, 1, 1, 1) == 1
+    assert value("2.pgm", 1, 1, 1, 1) == 2
+    for number in range(4):
+        value("1.pgm", 1, 1, 1, 1)
+        draw(tmp_path / "1.pgm", 3)
+        assert value("1.pgm", 1, 1, 1, 1) == 1
+        assert value("1.pgm", *(1 + (at == number) for at in range(4))) == 3
+        draw(tmp_path / "1.pgm", 1)
+    stat = SimpleNamespace(st_size=1, st_mtime_ns=2, st_ctime_ns=3, st_ino=4)
+    assert folder.stamp(stat) == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("free_gib", [0.0, 99.0])
+@pytest.mark.parametrize("length", [0, 20, -1])
+def test_a_cache_file_that_was_cut_short_is_made_again(ganomaly, tmp_path, monkeypatch, length, free_gib):
+    monkeypatch.setattr(folder, "free_gib", lambda: free_gib)
+    expected = folder.load(root=ganomaly, image_size=8).x.clone()
+    (npy,) = (tmp_path / "cache").iterdir()
+    npy.write_bytes(npy.read_bytes()[:length])
+    assert torch.equal(folder.load(root=ganomaly, image_size=8).x, expected)
+    assert np.load(npy).shape == expected.shape
 
 
 def test_a_decoding_that_was_killed_is_cleared_and_one_under_way_is_not(ganomaly, tmp_path):
@@ -409,6 +452,25 @@ def test_a_cache_without_room_is_told_before_anything_is_decoded(ganomaly, monke
     monkeypatch.setattr(folder, "decode_in_parallel", pytest.fail)
     with pytest.raises(SettingError, match=r"ANOMALY_BENCH_CACHE=.*are needed, and not free"):
         folder.load(root=ganomaly, image_size=8, channels=3)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told_before_anything_is_decoded(ganomaly, tmp_path, monkeypatch):
+    def full(_, start, size):
+        assert (start, size) == (0, 128 + 9 * 8 * 8 * 3)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with monkeypatch.context() as inside:
+        inside.setattr(folder, "decode_in_parallel", pytest.fail)
+        with pytest.raises(SettingError, match=r"ANOMALY_BENCH_CACHE=.*No space left on device"):
+            folder.load(root=ganomaly, image_size=8, channels=3)
+    assert cache_files(tmp_path) == {}
+
+    def unable(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unable)
+    assert len(folder.load(root=ganomaly, image_size=8).x) == 9
 
 
 def test_limit_is_even_over_classes_and_keeps_the_first(tmp_path, draw):
