@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from anomaly_bench.data.dataset import Dataset
-from anomaly_bench.data.decode import Failure, decode_all, decode_chunk, is_grey, size_of
+from anomaly_bench.data.decode import WHITE, Failure, decode_all, decode_chunk, is_grey, peak_of, size_of
 from anomaly_bench.data.settings import (
     as_text,
     check_image_size,
@@ -55,6 +55,7 @@ LAYOUTS = (
 )
 
 CACHE_VERSION = 1  # raised whenever decoding gives other pixels, so that older cache files are not used
+TWELVE_BITS = 4095  # the highest value of the cameras that have most bits of those that do not fill 16
 DAY = 86_400  # seconds; a decoding that has written nothing for as long is dead
 CHUNK = 256  # files decoded as one piece of work, at most
 ENOUGH_FOR_PROCESSES = 20_000  # files; threads take seconds for fewer, about what processes take to start
@@ -130,7 +131,7 @@ def load(
         files=tuple(map(as_text, files)),
         mean=mean,
         std=std,
-        masks=masks_of(folder, files, shape, None if image_size is None else fit),
+        masks=masks_of(folder, files, known_masks(folder, paths), shape, None if image_size is None else fit),
     )
 
 
@@ -258,23 +259,34 @@ def clear(cache: Path, settings: str, npy: Path) -> None:
                 path.unlink()
 
 
-def masks_of(
-    folder: Path, files: Sequence[str], shape: tuple[int, int, int], fit: str | None
-) -> np.ndarray | None:
-    """Bool `[N, H, W]`, the pixels of the files that `ground_truth/` marks; None where it marks none of them.
-
-    A pixel is marked where its mask is brighter than half of the mask's brightest.
-    """
+def known_masks(folder: Path, paths: Sequence[str]) -> dict[str, str]:
+    """The masks under `ground_truth/`, by the path without suffix of their image; those without one are told of."""
     known = {
         f"test/{found.class_name}/{Path(name).stem.removesuffix('_mask')}": f"{found.class_name}/{name}"
         for found in in_class_folders(folder, "ground_truth")
         for name in found.names
     }
+    stray = sorted(known.keys() - {path.rpartition(".")[0] for path in paths})
+    if stray:
+        LOG.warning(
+            "data: %d of %d masks under ground_truth/ belong to no image under test/, the first is %s",
+            *(len(stray), len(known), repr(known[stray[0]])),
+        )
+    return known
+
+
+def masks_of(
+    folder: Path, files: Sequence[str], known: dict[str, str], shape: tuple[int, int, int], fit: str | None
+) -> np.ndarray | None:
+    """Bool `[N, H, W]`, the pixels of the files that the known masks mark; None where these mark none of them.
+
+    A pixel is marked where its mask is brighter than half of the mask's brightest.
+    """
     marked = {row: mask for row, file in enumerate(files) if (mask := known.get(file.rpartition(".")[0]))}
     if not marked:
         return None
     paths = [f"{folder}/ground_truth/{mask}" for mask in marked.values()]
-    decoded = decode_files(paths, (1, *shape[1:]), fit).numpy()[:, 0]
+    decoded = decode_files(paths, (1, *shape[1:]), fit, white=None).numpy()[:, 0]
     masks = np.zeros((len(files), *shape[1:]), bool)
     masks[list(marked)] = decoded > decoded.max((1, 2), keepdims=True) // 2
     return masks
@@ -298,6 +310,7 @@ def decode_into(npy: Path, paths: Sequence[str], shape: tuple[int, int, int], fi
         failures = decode_in_parallel(started, paths, fit)
         if failures:
             raise unreadable(failures, len(paths))
+        say_what_is_dark(paths)
         started.replace(npy)
     except OSError as error:
         raise SettingError(
@@ -306,6 +319,23 @@ def decode_into(npy: Path, paths: Sequence[str], shape: tuple[int, int, int], fi
     finally:
         if started.exists():
             started.unlink()
+
+
+def say_what_is_dark(paths: Sequence[str]) -> None:
+    """A notice of 16-bit images that hold the values of fewer bits, by an even sample of the files."""
+    peaks = []
+    for path in paths[:: max(1, len(paths) // 64)]:
+        peak = peak_of(path)
+        if peak is not None and peak > TWELVE_BITS:
+            return
+        peaks.append(peak)
+    dark = [peak for peak in peaks if peak is not None]
+    if dark:
+        LOG.warning(
+            "data: the values of %d 16-bit images, of %d files looked at, reach only %d of %d, and lose most of their "
+            "levels: scale them to %d before",
+            *(len(dark), len(peaks), max(dark), WHITE, WHITE),
+        )
 
 
 def reserve(path: Path) -> None:
@@ -370,34 +400,36 @@ def named(failures: Sequence[tuple[str, str]], n_files: int) -> str:
     return f"{len(failures)} of {n_files} image files cannot be read: {first}{more}"
 
 
-def decode_files(paths: Sequence[str | Path], shape: tuple[int, int, int], fit: str | None) -> Tensor:
+def decode_files(
+    paths: Sequence[str | Path], shape: tuple[int, int, int], fit: str | None, white: int | None = WHITE
+) -> Tensor:
     """Image files as `uint8` `[N, C, H, W]`, decoded as for training.
 
     Args:
         paths: of the files.
         shape: `(C, H, W)`, the detector's.
         fit: as in `load`; None takes only files of exactly H x W.
+        white: which value of 16-bit grey becomes 255; None is the highest of each file.
 
     Raises:
         SettingError: files that cannot be decoded.
     """
-    x, failures = decode_each(paths, shape, fit)
+    x, failures = decode_each(paths, shape, fit, white)
     if failures:
         raise unreadable(failures, len(paths))
     return x
 
 
 def decode_each(
-    paths: Sequence[str | Path], shape: tuple[int, int, int], fit: str | None
+    paths: Sequence[str | Path], shape: tuple[int, int, int], fit: str | None, white: int | None = WHITE
 ) -> tuple[Tensor, list[tuple[str, str]]]:
     """As `decode_files`; path and reason of each file that cannot be decoded, whose pixels mean nothing."""
     out = np.empty((len(paths), *shape), dtype=np.uint8)
     names = [str(path) for path in paths]
     pieces = in_pieces(len(names))
     with threads(names) as pool:
-        done = pool.map(
-            decode_all, [names[piece] for piece in pieces], [out[piece] for piece in pieces], repeat(fit)
-        )
+        chunks, parts = [names[piece] for piece in pieces], [out[piece] for piece in pieces]
+        done = pool.map(decode_all, chunks, parts, repeat(fit), repeat(white))
         failures = [failure for failed in done for failure in failed]
     return torch.from_numpy(out), failures
 

@@ -87,6 +87,52 @@ def test_each_mask_has_a_scale_of_its_own_and_its_image_may_have_points_in_its_n
     assert data.masks.all((1, 2)).tolist() == [False, False, True, True]
 
 
+@pytest.mark.parametrize("peak", [1, 255, 300, 65535])
+def test_a_mask_of_16_bits_marks_what_one_of_8_bits_marks(tmp_path, draw, peak):
+    for path in ("train/good/a.png", "test/good/a.png", "test/gun/a.png"):
+        draw(tmp_path / path, 1)
+    (tmp_path / "ground_truth/gun").mkdir(parents=True)
+    pixels = np.zeros((8, 8), np.uint16)
+    pixels[:4] = peak
+    pixels[4] = peak // 3
+    Image.fromarray(pixels).save(tmp_path / "ground_truth/gun/a_mask.png")
+    data = folder.load(root=tmp_path, image_size=8)
+    assert np.array_equal(data.masks[data.files.index("test/gun/a.png")], pixels == peak)
+
+
+def test_masks_without_an_image_are_told_of(tmp_path, draw, caplog):
+    for path in ("train/good/a.png", "test/good/a.png", "test/gun/a.png", "test/gun/b.png"):
+        draw(tmp_path / path, 1)
+    for path in ("gun/a_mask.png", "gun/b_mask.png"):
+        draw(tmp_path / "ground_truth" / path, 1)
+    folder.load(root=tmp_path, image_size=8, limit=2)  # which leaves b.png out, and not without a word
+    assert "masks" not in caplog.text
+    for path in ("gun/c_mask.png", "knife/a.png"):
+        draw(tmp_path / "ground_truth" / path, 1)
+    folder.load(root=tmp_path, image_size=8)
+    assert (
+        "2 of 4 masks under ground_truth/ belong to no image under test/, the first is 'gun/c_mask.png'"
+        in caplog.text
+    )
+
+
+def sixteen_bits(path, peak):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array([[0, peak]], np.uint16)).save(path)
+
+
+def test_images_of_16_bits_that_hold_fewer_are_told_of(tmp_path, draw, caplog):
+    for number, peak in enumerate((900, 1023, 4)):
+        sixteen_bits(tmp_path / f"train/a/{number}.png", peak)
+    draw(tmp_path / "test/a/0.png", 255)
+    folder.load(root=tmp_path, image_size=2)
+    assert "the values of 3 16-bit images, of 4 files looked at, reach only 1023 of 65535, " in caplog.text
+    caplog.clear()
+    sixteen_bits(tmp_path / "test/a/1.png", 4096)
+    folder.load(root=tmp_path, image_size=2)
+    assert "16-bit" not in caplog.text
+
+
 def test_a_mask_of_another_size_is_not_stretched_where_images_keep_theirs(tmp_path, draw):
     for path in ("train/good/a.png", "test/good/a.png", "test/gun/a.png"):
         draw(tmp_path / path, 1)
