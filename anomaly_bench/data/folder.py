@@ -36,9 +36,10 @@ from anomaly_bench.data.settings import (
     as_text,
     check_image_size,
     data_root,
-    files_below,
+    found_below,
     kept_rows,
     readable,
+    say_what_is_not_followed,
     user_cache,
     within,
 )
@@ -162,15 +163,20 @@ def in_class_folders(folder: Path, part: str) -> Iterator[ClassFolder]:
 def walk(folder: str, class_name: str, train: bool, around: tuple[Path, ...]) -> Iterator[ClassFolder]:
     """The images of a folder, and of its sub-classes' folders, but for hidden names and links out of `around`."""
     found = {}
-    links = []
+    links, not_followed = [], []
     with readable(), os.scandir(folder) as entries:
         for entry in entries:
             if is_image(entry.name) and entry.is_symlink():
                 links.append(Path(entry.path))
             elif is_image(entry.name) and entry.is_file():
                 found[entry.name] = stamp(entry.stat())
-            elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            elif entry.name.startswith(".") or not entry.is_dir():
+                continue
+            elif entry.is_symlink():
+                not_followed.append(Path(entry.path))
+            else:
                 yield from walk(entry.path, f"{class_name}/{entry.name}", train, around)
+    say_what_is_not_followed(not_followed, around[0])
     for path in within(links, *around):
         found[path.name] = stamp(path.stat())
     if found:
@@ -447,7 +453,7 @@ def list_images(paths: Sequence[Path]) -> list[Path]:
         if path.is_file():
             found.add(path)
             continue
-        found.update(within([file for file in files_below(path) if is_image(file.name)], path))
+        found.update(found_below(path, is_image))
     if not found:
         raise SettingError(f"{', '.join(map(str, paths))}: no images there ({' '.join(SUFFIXES)})")
     return sorted(found)

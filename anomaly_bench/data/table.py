@@ -20,7 +20,7 @@ from torch import Tensor
 
 from anomaly_bench.data.dataset import Column, Dataset
 from anomaly_bench.data.mat import read_apart
-from anomaly_bench.data.settings import files_below, within
+from anomaly_bench.data.settings import found_below
 from anomaly_bench.errors import SettingError
 
 LOG = logging.getLogger("anomaly_bench")
@@ -122,8 +122,7 @@ def list_tables(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         inside = [path]
         if path.is_dir():
-            files = (file for file in files_below(path) if file.suffix.lower() in SUFFIXES)
-            inside = within(sorted(file for file in files if not file.name.startswith(".")), path)
+            inside = found_below(path, lambda name: name.lower().endswith(SUFFIXES))
         if not inside:
             raise SettingError(f"{path}: no tables there ({' '.join(SUFFIXES)})")
         found += inside
