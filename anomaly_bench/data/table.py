@@ -222,7 +222,7 @@ def of_frame(
     counted = [column.name for column in columns if column.categories is None]
     if counted:
         say_what_collapses(counted, np.column_stack([as_numbers(frame[name]) for name in counted]), path)
-    return x, columns, labels_of(frame[label], path).to_numpy()
+    return x, columns, labels_of(pd.Series(frame[label]), path).to_numpy()
 
 
 def labels_of(values: pd.Series, path: Path) -> pd.Series:
@@ -323,19 +323,21 @@ def holds_lists(values: Iterable[object]) -> bool:
 
 def check_not_numbers(name: str, counts: pd.Series, path: Path) -> None:
     """Refuse a column of numbers that is one of text for some words in it, by the rows of each of its values."""
-    parsed = pd.to_numeric(counts.index.to_series(), errors="coerce").to_numpy(np.float64)
-    numeric = np.isfinite(parsed) & ~counts.index.str.match(r"0\d")  # 007 is a code
-    measured = (parsed[numeric] % 1 > 0).any() or numeric.sum() > MOST_CODES
-    if 2 * numeric.sum() < len(counts) or not measured:
+    values = pd.Series(counts.index)
+    parsed: Any = pd.to_numeric(values, errors="coerce")
+    codes = values.str.match(r"0\d").to_numpy(bool)  # such as 007
+    is_number = np.isfinite(parsed.to_numpy(np.float64)) & ~codes
+    found = parsed[is_number]
+    if 2 * len(found) < len(counts) or not (len(found) > MOST_CODES or (found % 1 > 0).any()):
         return
-    words = counts[~numeric]
-    found = "written as text: save them as numbers"
-    if len(words):
-        found = (
-            f"but for {some([repr(word) for word in words.index])} in {words.sum()} rows: leave these empty"
+    others = values[~is_number].tolist()
+    said = "written as text: save them as numbers"
+    if others:
+        said = (
+            f"but for {some(list(map(repr, others)))} in {counts.loc[others].sum()} rows: leave these empty"
         )
     raise SettingError(
-        f"{path}: column {name} holds numbers, {found}, or put a letter before each number where they are codes"
+        f"{path}: column {name} holds numbers, {said}, or put a letter before each number where they are codes"
     )
 
 
