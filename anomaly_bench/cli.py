@@ -302,11 +302,14 @@ def score(arguments: list[str]) -> int:
         raise SettingError(f"--output {given.output}: allowed are names that end in .csv or .json")
     check_spared("--output", given.output, [given.run_dir, *filter(Path.is_file, given.files)])
     check_spared("--maps", given.maps, [given.run_dir, *given.files])
-    from anomaly_bench.record import csv_text, write_csv, write_json
+    from anomaly_bench.record import csv_text, read_json, write_csv, write_json
     from anomaly_bench.score import score_files
     from anomaly_bench.training.device import pick_device
 
     pick_device(given.device, "--device ")
+    writes_table = given.output is not None and given.output.suffix.lower() == ".csv"
+    if writes_table and "columns" in read_json(given.run_dir / "run.json"):  # a run on rows of numbers
+        check_spared("--output", given.output, given.files)
     scored = score_files(given.run_dir, given.files, given.device, given.threshold, given.maps, given.allow)
     table = scored.table
     if given.output is None:

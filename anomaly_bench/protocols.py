@@ -63,12 +63,16 @@ class LeaveOneClassOut:
         abnormal = class_index(dataset, self.abnormal_class, "abnormal_class")
         if not 0 < self.train_share < 1:
             raise SettingError(f"protocol.train_share={self.train_share}: allowed is above 0 and below 1")
-        anomalous = dataset.classes == abnormal
+        anomalous = of_class(dataset, abnormal)
         normal = shuffled(np.flatnonzero(~anomalous), seed)
         n_train = int(self.train_share * len(normal))
         test = np.sort(np.concatenate([normal[n_train:], np.flatnonzero(anomalous)]))
         case = f"abnormal-{dataset.class_names[abnormal]}"
-        return checked(Split(np.sort(normal[:n_train]), test, anomalous[test], case, abnormal), dataset)
+        return checked(
+            Split(np.sort(normal[:n_train]), test, anomalous[test], case, abnormal),
+            dataset,
+            "abnormal_class, protocol.train_share",
+        )
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,11 @@ class OneVsRest:
                 f"protocol=one_vs_rest: data={dataset.name} has no official test part; "
                 "use protocol=leave_one_class_out or another data set"
             )
+        inside = of_class(dataset, normal)
         test = np.flatnonzero(~dataset.official_train)
-        train = np.flatnonzero(dataset.official_train & (dataset.classes == normal))
+        train = np.flatnonzero(dataset.official_train & inside)
         case = f"normal-{dataset.class_names[normal]}"
-        return checked(Split(train, test, dataset.classes[test] != normal, case, normal), dataset)
+        return checked(Split(train, test, ~inside[test], case, normal), dataset, "normal_class")
 
 
 @dataclass(frozen=True)
@@ -109,13 +114,17 @@ class Folder:
                 f"protocol=folder: data={dataset.name} has the classes {listed(dataset)}; needed are "
                 "normal ones, named 0.*, normal or good, and others; or protocol=one_vs_rest normal_class=..."
             )
+        LOG.info(
+            "protocol: normal: %s; anomalous: %s",
+            *(some(dataset, kind) for kind in (normal_class, ~normal_class)),
+        )
         normal = normal_class[dataset.classes]
         unused = Counter(dataset.class_names[c] for c in dataset.classes[dataset.official_train & ~normal])
         if unused:
             LOG.warning("protocol: anomalous images under train/ are left out: %s", dict(unused))
         test = np.flatnonzero(~dataset.official_train)
         train = np.flatnonzero(dataset.official_train & normal)
-        return checked(Split(train, test, ~normal[test], "folder"), dataset)
+        return checked(Split(train, test, ~normal[test], "folder"), dataset, "the folders in data.root")
 
 
 @dataclass(frozen=True)
@@ -143,8 +152,9 @@ class Contaminated:
             raise SettingError(f"protocol.rho={self.rho}: allowed is above 0 and below 1")
         if self.max_rows < 2:
             raise SettingError(f"protocol.max_rows={self.max_rows}: must be at least 2")
-        inside = np.flatnonzero(dataset.classes == normal)
-        outside = shuffled(np.flatnonzero(dataset.classes != normal), seed)
+        anomalous = ~of_class(dataset, normal)
+        inside = np.flatnonzero(~anomalous)
+        outside = shuffled(np.flatnonzero(anomalous), seed)
         wanted = int(len(inside) * self.rho / (1 - self.rho))
         if wanted > len(outside):
             most = len(outside) / max(len(dataset.classes), 1)
@@ -155,7 +165,11 @@ class Contaminated:
         rows = shuffled(np.concatenate([inside, outside[:wanted]]), seed)[: self.max_rows]
         rows = np.sort(rows)
         case = f"normal-{dataset.class_names[normal]}"
-        return checked(Split(rows, rows, dataset.classes[rows] != normal, case, normal), dataset)
+        return checked(
+            Split(rows, rows, anomalous[rows], case, normal),
+            dataset,
+            "normal_class, protocol.rho, protocol.max_rows",
+        )
 
 
 KNOWN_RATIO = {"kddcup99": 0.2, "kddcup99_rev": 0.2, "thyroid": 0.025, "arrhythmia": 0.15}
@@ -185,7 +199,7 @@ class TabularHalf:
     def split(self, dataset: Dataset, seed: int) -> Split:
         """The rows for this seed; the same on every machine."""
         normal = class_index(dataset, self.normal_class, "normal_class")
-        anomalous = dataset.classes != normal
+        anomalous = ~of_class(dataset, normal)
         if not 0 <= self.contamination < 1:
             raise SettingError(f"protocol.contamination={self.contamination}: allowed is from 0 and below 1")
         if self.ratio is not None and not 0 < self.ratio < 1:
@@ -205,13 +219,13 @@ class TabularHalf:
         ratio = self.ratio or KNOWN_RATIO.get(dataset.name) or float(anomalous.mean())
         case = f"normal-{dataset.class_names[normal]}"
         split = Split(train, test, anomalous[test], case, ratio=ratio, contamination=contamination)
-        return checked(split, dataset)
+        return checked(split, dataset, "normal_class")
 
 
 def is_normal(class_name: str) -> bool:
     """Whether a class name says normal: by a first folder `0.*`, or else a first or last one `normal` or `good`."""
     first, last = class_name.lower().split("/")[0], class_name.lower().split("/")[-1]
-    if re.match(r"\d+\.", first):
+    if re.match(r"\d+\.(?!\d)", first):  # `0.5mm` is a size, not a number and a name
         return first.startswith("0.")
     return bool({first, last} & {"normal", "good", "0.normal"})
 
@@ -231,10 +245,24 @@ def class_index(dataset: Dataset, wanted: int | str, setting: str) -> int:
     )
 
 
+def of_class(dataset: Dataset, index: int) -> np.ndarray:
+    """Bool `[N]`: the rows of a class and of its sub-classes, `class/subclass`."""
+    name = dataset.class_names[index]
+    return np.array([one == name or one.startswith(f"{name}/") for one in dataset.class_names])[
+        dataset.classes
+    ]
+
+
 def listed(dataset: Dataset) -> str:
     """The class names, for a message; at most 30 of them."""
     more = ", ..." if len(dataset.class_names) > 30 else ""
     return ", ".join(dataset.class_names[:30]) + more
+
+
+def some(dataset: Dataset, chosen: np.ndarray) -> str:
+    """The chosen class names, for a notice; at most ten of them."""
+    names = [repr(name) for name, is_one in zip(dataset.class_names, chosen, strict=True) if is_one]
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def check_seed(seed: int) -> None:
@@ -250,8 +278,14 @@ def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
     return np.random.RandomState(seed).permutation(rows)
 
 
-def checked(split: Split, dataset: Dataset) -> Split:
-    """The split, if it has rows to learn from and both kinds to test; else no AUROC could come of it."""
+def checked(split: Split, dataset: Dataset, settings: str) -> Split:
+    """The split, if it has rows to learn from and both kinds to test; else no AUROC could come of it.
+
+    Args:
+        split: what the protocol came to.
+        dataset: of the rows.
+        settings: those of the protocol that decide how many rows of a kind there are, for the message.
+    """
     counts = {
         "training": len(split.train),
         "normal test": int((~split.anomalous).sum()),
@@ -260,7 +294,7 @@ def checked(split: Split, dataset: Dataset) -> Split:
     if min(counts.values()) == 0:
         found = ", ".join(f"{number} {kind}" for kind, number in counts.items())
         raise SettingError(
-            f"data={dataset.name}, {split.case}: {found} rows; at least one of each is needed "
-            "(data.limit too small?)"
+            f"data={dataset.name}, {split.case}: {found} rows; at least one of each is needed: "
+            f"see {settings} and data.limit"
         )
     return split

@@ -18,7 +18,7 @@ from anomaly_bench.compose import Trained, load_run
 from anomaly_bench.data.dataset import Column
 from anomaly_bench.data.folder import decode_each, list_images, named, unreadable
 from anomaly_bench.data.settings import as_text
-from anomaly_bench.data.table import list_tables, read_rows
+from anomaly_bench.data.table import list_tables, numbered, read_rows
 from anomaly_bench.errors import SettingError
 from anomaly_bench.overlays import Overlays
 from anomaly_bench.training.determinism import deterministic
@@ -181,7 +181,7 @@ def training_quantiles(run: dict[str, Any], folder: Path) -> tuple[np.ndarray, n
 def images(trained: Trained, files: Sequence[Path]) -> Source:
     """Images, decoded as for training, a block at a time."""
     data, shape = trained.values["data"], tuple(trained.run["shape"])
-    fit = data.get("fit", "stretch") if data["image_size"] else None
+    fit = data.get("fit", "stretch") if data.get("image_size") else None
     paths = list_images(files)
     size = max(1, min(4096, BLOCK // prod(shape)))
     parts = (paths[start : start + size] for start in range(0, len(paths), size))
@@ -214,9 +214,9 @@ def tables(trained: Trained, files: Sequence[Path]) -> Source:
 
 
 def columns_of(run: dict[str, Any]) -> list[Column]:
-    """The columns that a run on rows of numbers was trained on, as `run.json` has them."""
-    kept = run.get("columns")
-    if not isinstance(kept, list) or not kept:
+    """The columns that a run on rows of numbers was trained on, as `run.json` has them; numbered without names."""
+    kept = run.get("columns") or numbered(run["shape"][0])
+    if not isinstance(kept, list):
         raise SettingError("run.json names no columns: not of a run on rows of numbers")
     lists = [[one] if isinstance(one, str) else one for one in kept]
     if not all(isinstance(one, list) and one and all(isinstance(word, str) for word in one) for one in lists):

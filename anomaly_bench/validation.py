@@ -22,7 +22,7 @@ import numpy as np
 
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.errors import SettingError
-from anomaly_bench.protocols import Split, class_index, shuffled
+from anomaly_bench.protocols import Split, class_index, of_class, shuffled
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,11 @@ def hold_out(
     clean = np.setdiff1d(split.train, split.contamination)
     taken = np.concatenate([split.test, split.contamination])
     outside = np.setdiff1d(np.arange(len(dataset.classes)), taken)
-    classes = dataset.classes[outside]
     if anomalous_class is None:
-        anomalies = outside[~np.isin(classes, dataset.classes[clean])]
+        anomalies = outside[~np.isin(dataset.classes[outside], dataset.classes[clean])]
     else:
         wanted = class_index(dataset, anomalous_class, "evaluation.validation_class")
-        anomalies = outside[classes == wanted]
+        anomalies = outside[of_class(dataset, wanted)[outside]]
     order = shuffled(np.setdiff1d(clean, anomalies), seed)
     normal, rest = np.split(order, [max(1, int(share * len(order)))])
     if not len(anomalies) or not len(rest):

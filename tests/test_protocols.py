@@ -145,6 +145,27 @@ def test_names_come_before_indices(wanted):
     assert OneVsRest(3).split(data, 0).case == "normal-2"  # where no class is called so, an index
 
 
+@pytest.mark.parametrize(
+    "protocol", [LeaveOneClassOut("cat"), OneVsRest("cat"), Contaminated("cat", 0.4), TabularHalf("cat")]
+)
+def test_a_class_stands_for_its_sub_classes(protocol):
+    names = ["cat", "cat/black", "cats", "dog"]
+    data = made_up(names, np.arange(80) % 4, [True] * 40 + [False] * 40)
+    split = protocol.split(data, 0)
+    cats = data.classes < 2
+    as_anomalies = isinstance(protocol, LeaveOneClassOut)
+    assert np.array_equal(split.anomalous, cats[split.test] == as_anomalies)
+    assert set(data.classes[split.test]) == {0, 1, 2, 3}
+    if not split.transductive:
+        assert set(data.classes[split.train]) == ({2, 3} if as_anomalies else {0, 1})
+    part = dataclasses.replace(
+        protocol, **{"abnormal_class" if as_anomalies else "normal_class": "cat/black"}
+    )
+    assert np.array_equal(
+        part.split(data, 0).anomalous, (data.classes == 1)[part.split(data, 0).test] == as_anomalies
+    )
+
+
 def test_one_vs_rest_needs_official_parts(digits_set):
     with pytest.raises(SettingError, match="one_vs_rest: data=digits has no official test part"):
         OneVsRest(0).split(digits_set, 0)
@@ -196,7 +217,7 @@ def test_a_contamination_may_take_every_row_of_the_other_classes():
         ({"rho": 1.0}, r"protocol\.rho=1\.0"),
         ({"rho": 0.95}, r"protocol\.rho=0\.95: .* has 1614 rows of other classes.* allowed is up to 0\.898"),
         ({"rho": 0.8987}, r"allowed is up to 0\.898$"),  # of .8982
-        ({"rho": 1e-4}, "at least one of each is needed"),
+        ({"rho": 1e-4}, r"at least one of each is needed: see normal_class, protocol\.rho,"),
         ({"max_rows": 1}, r"protocol\.max_rows=1"),
     ],
 )
@@ -223,6 +244,21 @@ def test_folder_names_of_normal_images(normal):
     split = Folder().split(data, 0)
     check_apart(split, data, [0, 2])
     assert split.train.tolist() == [0]
+
+
+@pytest.mark.parametrize("size", ["0.5mm", "1.5mm"])
+def test_a_size_is_no_number_of_a_class(size):
+    data = made_up(["0.normal", size, f"{size}/good"], [0, 0, 1, 2], [1, 0, 0, 0])
+    assert Folder().split(data, 0).anomalous.tolist() == [False, True, False]
+
+
+def test_which_folders_are_normal_is_said(caplog):
+    names = ["good", "scratch/normal", *(f"bad {number:02}" for number in range(12))]
+    data = made_up(names, [0, *range(14)], [True] + [False] * 14)
+    with caplog.at_level(logging.INFO, "anomaly_bench"):
+        Folder().split(data, 0)
+    assert "protocol: normal: 'good', 'scratch/normal'; anomalous: 'bad 00', " in caplog.text
+    assert "'bad 09', ...\n" in caplog.text
 
 
 def test_an_index_is_written_as_numbers_are():

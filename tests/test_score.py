@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anomaly_bench import score
 from anomaly_bench.cli import answer
+from anomaly_bench.data.dataset import Column
 from anomaly_bench.errors import SettingError
 from anomaly_bench.score import Scored, percentiles, rule_of, score_files
 
@@ -200,6 +201,14 @@ def test_images_are_fitted_as_the_run_has_them(tmp_path):
     assert [why for _, why in as_they_are.failures] == ["8x16, not 16x16: set data.image_size"]
 
 
+def test_images_of_a_loader_of_one_s_own_need_no_image_size(tmp_path):
+    for width in (16, 8):
+        Image.new("L", (width, 16), 9).save(tmp_path / f"{width}.png")
+    source = source_of([tmp_path], path="mine.npz")
+    assert [x.shape for _, x in source.blocks] == [(1, 1, 16, 16)]
+    assert [why for _, why in source.failures] == ["8x16, not 16x16: set data.image_size"]
+
+
 def test_an_image_larger_than_a_block_is_one(bags, monkeypatch):
     monkeypatch.setattr(score, "BLOCK", 16 * 16 - 1)
     assert [len(x) for x in blocks_of([bags / "test/0.normal"], image_size=16)] == [1] * 20
@@ -357,6 +366,31 @@ def test_neither_the_run_nor_what_is_scored_is_written_over(image_run, bags, tmp
         assert answer(["score", str(image_run), str(files), option, str(target)]) == 2
         assert f"{option} {target}: it would change " in capsys.readouterr().err
     assert table.read_text() == "a,b\n1,2\n"
+
+
+def test_scores_do_not_come_among_the_tables_that_are_scored(
+    table_run, image_run, bags, place, tmp_path, capsys
+):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    shutil.copy(place / "people.csv", folder / "a.csv")
+    for name in ("a.csv", "scores.csv", "deeper/scores.CSV"):
+        assert answer(["score", str(table_run), str(folder), "--output", str(folder / name)]) == 2
+        assert (
+            f"--output {folder / name}: it would change {folder}; name another place"
+            in capsys.readouterr().err
+        )
+    assert (folder / "a.csv").read_text() == (place / "people.csv").read_text()
+    assert [path.name for path in folder.iterdir()] == ["a.csv"]
+    for _ in range(2):  # neither is ever read as a table, nor as an image
+        assert answer(["score", str(table_run), str(folder), "--output", str(folder / "scores.json")]) == 0
+        images = shutil.copytree(bags / "test", tmp_path / "images", dirs_exist_ok=True)
+        assert answer(["score", str(image_run), str(images), "--output", str(images / "scores.csv")]) == 0
+
+
+def test_rows_of_a_loader_of_one_s_own_have_columns_by_number():
+    assert score.columns_of({"shape": [2], "columns": []}) == [Column("x0"), Column("x1")]
+    assert score.columns_of({"shape": [2], "columns": ["a", "b"]}) == [Column("a"), Column("b")]
 
 
 def test_the_exit_code_tells_of_anomalies_only_when_asked(image_run, bags, capsys):

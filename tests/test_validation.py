@@ -58,6 +58,17 @@ def test_a_named_class_stands_in_for_the_anomaly(digits_set):
     check(digits_set, LeaveOneClassOut(2).split(digits_set, 0), 0.3, "7", {7})
 
 
+def test_a_named_class_stands_for_its_sub_classes(digits_set):
+    names = ("0", "1", "2", "3", "4", "5", "6", "7", "7/barred", "9")
+    check(
+        dataclasses.replace(digits_set, class_names=names),
+        LeaveOneClassOut(2).split(digits_set, 0),
+        0.1,
+        7,
+        {7, 8},
+    )
+
+
 def test_what_a_protocol_leaves_over_needs_no_name(parts):
     check(parts, OneVsRest(4).split(parts, 0), 0.2, None, {0, 1, 2, 3, 5, 6, 7, 8, 9})
     check(parts, OneVsRest(4).split(parts, 0), 0.2, 1, {1})

@@ -12,11 +12,15 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
+WHITE = 65_535
+"""The value of 16-bit grey that becomes 255."""
+
+
 class Failure(Exception):
     """Why one file cannot be used, in a few words."""
 
 
-def decode(path: str, shape: tuple[int, int, int], fit: str | None) -> np.ndarray:
+def decode(path: str, shape: tuple[int, int, int], fit: str | None, white: int | None = WHITE) -> np.ndarray:
     """The first picture of an image file as `uint8` `[H, W, C]`, its rows as they are stored.
 
     A camera's note of how it was held (EXIF orientation) is not followed, as torchvision does not. A file whose header
@@ -27,6 +31,7 @@ def decode(path: str, shape: tuple[int, int, int], fit: str | None) -> np.ndarra
         shape: `(C, H, W)` wanted; C is 1 or 3.
         fit: `stretch` changes the aspect, `pad` keeps it on black, `crop` scales the shorter side and keeps
             the centre; `None` takes only files of exactly H x W.
+        white: which value of 16-bit grey becomes 255; None is the file's highest.
 
     Raises:
         Failure: the file is damaged, is no image, or has another size where `fit` is None.
@@ -37,7 +42,7 @@ def decode(path: str, shape: tuple[int, int, int], fit: str | None) -> np.ndarra
             if fit is None and image.size != (width, height):
                 raise Failure(f"{image.width}x{image.height}, not {width}x{height}: set data.image_size")
             image.draft(None, (2 * width, 2 * height))  # lets JPEG leave out detail that is scaled away
-            picture = np.asarray(fitted(eight_bit(image, channels), (width, height), fit))
+            picture = np.asarray(fitted(eight_bit(image, channels, white), (width, height), fit))
     except Failure:
         raise
     except Exception as error:  # on damaged files, Pillow's readers raise nearly anything
@@ -45,10 +50,10 @@ def decode(path: str, shape: tuple[int, int, int], fit: str | None) -> np.ndarra
     return picture.reshape(height, width, channels)
 
 
-def eight_bit(image: Image.Image, channels: int) -> Image.Image:
+def eight_bit(image: Image.Image, channels: int, white: int | None) -> Image.Image:
     """The image in mode `L` or `RGB`; 16-bit grey is scaled to 8 bits, transparency is laid on black."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray(from_16_bits(np.asarray(image)))
+    if is_16_bit(image):
+        image = Image.fromarray(from_16_bits(np.asarray(image), white))
     if image.mode == "F":
         raise Failure("floating-point pixels, whose range is not known")
     if image.has_transparency_data:
@@ -58,11 +63,23 @@ def eight_bit(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def from_16_bits(pixels: np.ndarray) -> np.ndarray:
-    """Grey values on 0..65535 as `uint8` on 0..255, rounded."""
+def is_16_bit(image: Image.Image) -> bool:
+    """Whether the image is of more than 8 bits of grey."""
+    return image.mode.startswith("I")
+
+
+def from_16_bits(pixels: np.ndarray, white: int | None) -> np.ndarray:
+    """Grey values on 0..65535 as `uint8` on 0..255, rounded; `white` becomes 255, None is the highest of them."""
     if pixels.min() < 0 or pixels.max() > 65535:
         raise Failure(f"grey values {pixels.min()}..{pixels.max()}, which are not of 16 bits")
-    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    white = white or max(1, int(pixels.max()))
+    return ((pixels.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+
+
+def peak_of(path: str) -> int | None:
+    """The highest value of a file of 16-bit grey; None of any other file."""
+    with Image.open(path, formats=FORMATS) as image:
+        return int(np.asarray(image).max()) if is_16_bit(image) else None
 
 
 def fitted(image: Image.Image, size: tuple[int, int], fit: str | None) -> Image.Image:
@@ -105,12 +122,14 @@ def why(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def decode_all(paths: Sequence[str], out: np.ndarray, fit: str | None) -> list[tuple[str, str]]:
+def decode_all(
+    paths: Sequence[str], out: np.ndarray, fit: str | None, white: int | None = WHITE
+) -> list[tuple[str, str]]:
     """Decode files into `out`, `uint8` `[N, C, H, W]`; gives path and reason of each that failed."""
     failures = []
     for row, path in zip(out, paths, strict=True):
         try:
-            row[:] = decode(path, row.shape, fit).transpose(2, 0, 1)
+            row[:] = decode(path, row.shape, fit, white).transpose(2, 0, 1)
         except Failure as failure:
             failures.append((path, str(failure)))
     return failures

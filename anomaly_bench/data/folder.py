@@ -11,6 +11,7 @@ is added, removed or changed.
 """
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -30,14 +31,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from anomaly_bench.data.dataset import Dataset
-from anomaly_bench.data.decode import Failure, decode_all, decode_chunk, is_grey, size_of
+from anomaly_bench.data.decode import WHITE, Failure, decode_all, decode_chunk, is_grey, peak_of, size_of
 from anomaly_bench.data.settings import (
     as_text,
     check_image_size,
     data_root,
-    files_below,
+    found_below,
     kept_rows,
     readable,
+    say_what_is_not_followed,
     user_cache,
     within,
 )
@@ -54,6 +56,7 @@ LAYOUTS = (
 )
 
 CACHE_VERSION = 1  # raised whenever decoding gives other pixels, so that older cache files are not used
+TWELVE_BITS = 4095  # the highest value of the cameras that have most bits of those that do not fill 16
 DAY = 86_400  # seconds; a decoding that has written nothing for as long is dead
 CHUNK = 256  # files decoded as one piece of work, at most
 ENOUGH_FOR_PROCESSES = 20_000  # files; threads take seconds for fewer, about what processes take to start
@@ -66,7 +69,7 @@ class ClassFolder(NamedTuple):
     train: bool  # lies under `train/`
     class_name: str  # the folders between `train/` or `test/` and the files
     names: list[str]  # of the files, sorted
-    stamps: list[tuple[int, int]]  # size in bytes and time in ns of each file: one changes when the file does
+    stamps: list[tuple[int, ...]]  # of each file, see `stamp`
 
     @property
     def paths(self) -> list[str]:
@@ -129,7 +132,7 @@ def load(
         files=tuple(map(as_text, files)),
         mean=mean,
         std=std,
-        masks=masks_of(folder, files, shape, None if image_size is None else fit),
+        masks=masks_of(folder, files, known_masks(folder, paths), shape, None if image_size is None else fit),
     )
 
 
@@ -160,22 +163,30 @@ def in_class_folders(folder: Path, part: str) -> Iterator[ClassFolder]:
 def walk(folder: str, class_name: str, train: bool, around: tuple[Path, ...]) -> Iterator[ClassFolder]:
     """The images of a folder, and of its sub-classes' folders, but for hidden names and links out of `around`."""
     found = {}
-    links = []
+    links, not_followed = [], []
     with readable(), os.scandir(folder) as entries:
         for entry in entries:
             if is_image(entry.name) and entry.is_symlink():
                 links.append(Path(entry.path))
             elif is_image(entry.name) and entry.is_file():
-                stat = entry.stat()
-                found[entry.name] = stat.st_size, stat.st_mtime_ns
-            elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                found[entry.name] = stamp(entry.stat())
+            elif entry.name.startswith(".") or not entry.is_dir():
+                continue
+            elif entry.is_symlink():
+                not_followed.append(Path(entry.path))
+            else:
                 yield from walk(entry.path, f"{class_name}/{entry.name}", train, around)
+    say_what_is_not_followed(not_followed, around[0])
     for path in within(links, *around):
-        stat = path.stat()
-        found[path.name] = stat.st_size, stat.st_mtime_ns
+        found[path.name] = stamp(path.stat())
     if found:
         names = sorted(found)
         yield ClassFolder(train, class_name, names, [found[name] for name in names])
+
+
+def stamp(stat: os.stat_result) -> tuple[int, ...]:
+    """Size in bytes, times of content and entry in ns, number of a file: one changes when the file does."""
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino % 2**63  # in 64 bits, with a sign
 
 
 def is_image(name: str) -> bool:
@@ -225,11 +236,24 @@ def pixels(
     settings = short_hash(repr((os.fspath(folder.resolve()), shape, fit, limit, CACHE_VERSION)).encode())
     content = short_hash(os.fsencode("\0".join(files)), stamps.tobytes())
     npy = cache / f"{settings}-{content}.npy"
+    paths = [f"{folder}/{file}" for file in files]
     if not npy.exists():
-        decode_into(npy, [f"{folder}/{file}" for file in files], shape, fit)
-    x = torch.from_numpy(np.load(npy, mmap_mode="c" if npy.stat().st_size / 2**30 > free_gib() / 2 else None))
+        decode_into(npy, paths, shape, fit)
+    try:
+        x = mapped(npy)
+    except (ValueError, EOFError):  # it was cut short
+        npy.unlink(missing_ok=True)
+        decode_into(npy, paths, shape, fit)
+        x = mapped(npy)
     clear(cache, settings, npy)
     return x
+
+
+def mapped(npy: Path) -> Tensor:
+    """The array of a `.npy` file: in memory, or mapped where it would take more than half of it."""
+    return torch.from_numpy(
+        np.load(npy, mmap_mode="c" if npy.stat().st_size / 2**30 > free_gib() / 2 else None)
+    )
 
 
 def clear(cache: Path, settings: str, npy: Path) -> None:
@@ -241,23 +265,34 @@ def clear(cache: Path, settings: str, npy: Path) -> None:
                 path.unlink()
 
 
-def masks_of(
-    folder: Path, files: Sequence[str], shape: tuple[int, int, int], fit: str | None
-) -> np.ndarray | None:
-    """Bool `[N, H, W]`, the pixels of the files that `ground_truth/` marks; None where it marks none of them.
-
-    A pixel is marked where its mask is brighter than half of the mask's brightest.
-    """
+def known_masks(folder: Path, paths: Sequence[str]) -> dict[str, str]:
+    """The masks under `ground_truth/`, by the path without suffix of their image; those without one are told of."""
     known = {
         f"test/{found.class_name}/{Path(name).stem.removesuffix('_mask')}": f"{found.class_name}/{name}"
         for found in in_class_folders(folder, "ground_truth")
         for name in found.names
     }
+    stray = sorted(known.keys() - {path.rpartition(".")[0] for path in paths})
+    if stray:
+        LOG.warning(
+            "data: %d of %d masks under ground_truth/ belong to no image under test/, the first is %s",
+            *(len(stray), len(known), repr(known[stray[0]])),
+        )
+    return known
+
+
+def masks_of(
+    folder: Path, files: Sequence[str], known: dict[str, str], shape: tuple[int, int, int], fit: str | None
+) -> np.ndarray | None:
+    """Bool `[N, H, W]`, the pixels of the files that the known masks mark; None where these mark none of them.
+
+    A pixel is marked where its mask is brighter than half of the mask's brightest.
+    """
     marked = {row: mask for row, file in enumerate(files) if (mask := known.get(file.rpartition(".")[0]))}
     if not marked:
         return None
     paths = [f"{folder}/ground_truth/{mask}" for mask in marked.values()]
-    decoded = decode_files(paths, (1, *shape[1:]), fit).numpy()[:, 0]
+    decoded = decode_files(paths, (1, *shape[1:]), fit, white=None).numpy()[:, 0]
     masks = np.zeros((len(files), *shape[1:]), bool)
     masks[list(marked)] = decoded > decoded.max((1, 2), keepdims=True) // 2
     return masks
@@ -277,9 +312,11 @@ def decode_into(npy: Path, paths: Sequence[str], shape: tuple[int, int, int], fi
         if shutil.disk_usage(npy.parent).free < size:
             raise OSError(f"{size / 2**20:.0f} MiB are needed, and not free")
         np.lib.format.open_memmap(started, "w+", np.uint8, (len(paths), *shape))
+        reserve(started)
         failures = decode_in_parallel(started, paths, fit)
         if failures:
             raise unreadable(failures, len(paths))
+        say_what_is_dark(paths)
         started.replace(npy)
     except OSError as error:
         raise SettingError(
@@ -288,6 +325,35 @@ def decode_into(npy: Path, paths: Sequence[str], shape: tuple[int, int, int], fi
     finally:
         if started.exists():
             started.unlink()
+
+
+def say_what_is_dark(paths: Sequence[str]) -> None:
+    """A notice of 16-bit images that hold the values of fewer bits, by an even sample of the files."""
+    peaks = []
+    for path in paths[:: max(1, len(paths) // 64)]:
+        peak = peak_of(path)
+        if peak is not None and peak > TWELVE_BITS:
+            return
+        peaks.append(peak)
+    dark = [peak for peak in peaks if peak is not None]
+    if dark:
+        LOG.warning(
+            "data: the values of %d 16-bit images, of %d files looked at, reach only %d of %d, and lose most of their "
+            "levels: scale them to %d before",
+            *(len(dark), len(peaks), max(dark), WHITE, WHITE),
+        )
+
+
+def reserve(path: Path) -> None:
+    """Have the disk keep a file's bytes free, where it can: a mapped file that finds none kills the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
 
 def decode_in_parallel(npy: Path, paths: Sequence[str], fit: str | None) -> list[tuple[str, str]]:
@@ -340,34 +406,36 @@ def named(failures: Sequence[tuple[str, str]], n_files: int) -> str:
     return f"{len(failures)} of {n_files} image files cannot be read: {first}{more}"
 
 
-def decode_files(paths: Sequence[str | Path], shape: tuple[int, int, int], fit: str | None) -> Tensor:
+def decode_files(
+    paths: Sequence[str | Path], shape: tuple[int, int, int], fit: str | None, white: int | None = WHITE
+) -> Tensor:
     """Image files as `uint8` `[N, C, H, W]`, decoded as for training.
 
     Args:
         paths: of the files.
         shape: `(C, H, W)`, the detector's.
         fit: as in `load`; None takes only files of exactly H x W.
+        white: which value of 16-bit grey becomes 255; None is the highest of each file.
 
     Raises:
         SettingError: files that cannot be decoded.
     """
-    x, failures = decode_each(paths, shape, fit)
+    x, failures = decode_each(paths, shape, fit, white)
     if failures:
         raise unreadable(failures, len(paths))
     return x
 
 
 def decode_each(
-    paths: Sequence[str | Path], shape: tuple[int, int, int], fit: str | None
+    paths: Sequence[str | Path], shape: tuple[int, int, int], fit: str | None, white: int | None = WHITE
 ) -> tuple[Tensor, list[tuple[str, str]]]:
     """As `decode_files`; path and reason of each file that cannot be decoded, whose pixels mean nothing."""
     out = np.empty((len(paths), *shape), dtype=np.uint8)
     names = [str(path) for path in paths]
     pieces = in_pieces(len(names))
     with threads(names) as pool:
-        done = pool.map(
-            decode_all, [names[piece] for piece in pieces], [out[piece] for piece in pieces], repeat(fit)
-        )
+        chunks, parts = [names[piece] for piece in pieces], [out[piece] for piece in pieces]
+        done = pool.map(decode_all, chunks, parts, repeat(fit), repeat(white))
         failures = [failure for failed in done for failure in failed]
     return torch.from_numpy(out), failures
 
@@ -385,7 +453,7 @@ def list_images(paths: Sequence[Path]) -> list[Path]:
         if path.is_file():
             found.add(path)
             continue
-        found.update(within([file for file in files_below(path) if is_image(file.name)], path))
+        found.update(found_below(path, is_image))
     if not found:
         raise SettingError(f"{', '.join(map(str, paths))}: no images there ({' '.join(SUFFIXES)})")
     return sorted(found)

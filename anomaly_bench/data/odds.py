@@ -15,7 +15,7 @@ import torch
 
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.settings import data_root
-from anomaly_bench.data.table import column_of, encoded, numbers, of_arrays, read, spread_rows
+from anomaly_bench.data.table import column_of, encoded, numbers, of_arrays, read, some, spread_rows
 from anomaly_bench.errors import SettingError
 
 
@@ -64,7 +64,10 @@ def load(
     arrays = read(path)
     assert isinstance(arrays, dict)
     x, columns, y = of_arrays(arrays, path, "y")
-    classes = (y != 0).astype(np.int64)
+    if y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
+        others = [str(value) for value in np.unique(y[~np.isin(y, (0, 1))])]
+        raise SettingError(f"{path}: y holds {some(others)}; allowed are 0 and, of anomalous rows, 1")
+    classes = y.astype(np.int64)
     if name == "kddcup99_rev":
         attacks = np.flatnonzero(classes == 0)
         drawn = np.random.RandomState(REV_SEED).permutation(attacks)[: int((classes == 1).sum()) // 4]

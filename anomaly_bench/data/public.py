@@ -110,26 +110,38 @@ def load(
 
 
 def official_part(name: str, place: Path, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Images `uint8` `[N, H, W, C]` and labels int64 `[N]` of one part, by torchvision."""
+    """Images `uint8` `[N, H, W, C]` and labels int64 `[N]` of one part."""
     fetching = one_at_a_time(place) if download else contextlib.nullcontext()
     with not_found_said(name, place, download), fetching, progress_on_terminals_only():
-        match name:
-            case "svhn":
-                part = datasets.SVHN(place, "train" if train else "test", download=download)
-                return part.data.transpose(0, 2, 3, 1), part.labels.astype(np.int64)
-            case "cifar10":
-                part = datasets.CIFAR10(place, train, download=download)
-                return part.data, np.array(part.targets, dtype=np.int64)
-            case "cifar100":
-                part = datasets.CIFAR100(place, train, download=download)
-                names = CLASS_NAMES[name]
-                coarse = np.array([names.index(COARSE_OF_FINE[fine]) for fine in sorted(COARSE_OF_FINE)])
-                return part.data, coarse[part.targets]
-            case "mnist":
-                part = datasets.MNIST(place, train, download=download)
-            case _:
-                part = datasets.FashionMNIST(place, train, download=download)
-        return part.data.numpy()[..., None], part.targets.numpy()
+        images, labels = by_torchvision(name, place, train, download)
+        if len(images) != len(labels) or not len(images):
+            raise ValueError(f"{len(images)} images, {len(labels)} labels")
+        if labels.min() < 0 or labels.max() >= len(CLASS_NAMES[name]):
+            raise ValueError(
+                f"labels {labels.min()} to {labels.max()}, not 0 to {len(CLASS_NAMES[name]) - 1}"
+            )
+        return images, labels
+
+
+def by_torchvision(name: str, place: Path, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of one part, as torchvision reads them."""
+    match name:
+        case "svhn":
+            part = datasets.SVHN(place, "train" if train else "test", download=download)
+            return part.data.transpose(0, 2, 3, 1), part.labels.astype(np.int64)
+        case "cifar10":
+            part = datasets.CIFAR10(place, train, download=download)
+            return part.data, np.array(part.targets, dtype=np.int64)
+        case "cifar100":
+            part = datasets.CIFAR100(place, train, download=download)
+            names = CLASS_NAMES[name]
+            coarse = np.array([names.index(COARSE_OF_FINE[fine]) for fine in sorted(COARSE_OF_FINE)])
+            return part.data, coarse[part.targets]
+        case "mnist":
+            part = datasets.MNIST(place, train, download=download)
+        case _:
+            part = datasets.FashionMNIST(place, train, download=download)
+    return part.data.numpy()[..., None], part.targets.numpy()
 
 
 @contextlib.contextmanager
@@ -148,7 +160,14 @@ def not_found_said(name: str, place: Path, fetched: bool) -> Iterator[None]:
     """Turn torchvision's errors about missing, damaged or unreachable files into one line that helps."""
     try:
         yield
-    except (RuntimeError, OSError, AssertionError, EOFError) as error:
+    except (RuntimeError, OSError, AssertionError, EOFError, ValueError, LookupError, TypeError) as error:
+        if (
+            not isinstance(error, OSError) and "download" not in str(error).lower()
+        ):  # as torchvision's own say
+            raise SettingError(
+                f"data={name}: {place} is damaged ({' '.join(str(error).split()) or type(error).__name__}); "
+                "remove it, and fetch it again with data.download=true"
+            ) from error
         what, fetch = (
             ("could not be fetched to", "try again")
             if fetched

@@ -1,5 +1,6 @@
 """Scaling of rows of numbers: fitted on some rows, then applied to any."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,8 @@ from anomaly_bench.errors import SettingError
 
 SCALES = ("minmax", "standard", None)
 
+BLOCK = 1 << 22
+"""Numbers that are held in float64 at once."""
 
 NO_SPREAD = 1e-12
 """Of the size of float64 numbers: a smaller spread is left by rounding."""
@@ -24,6 +27,13 @@ class Scaler(NamedTuple):
     def __call__(self, x: Tensor) -> Tensor:
         """Rows `[N, D]` scaled, without missing numbers; `x` stays as it is."""
         return torch.where(x.isnan(), self.fill, x).sub_(self.shift).mul_(self.factor)
+
+
+def moments(x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Mean and deviation of the columns of `[N, D]`, in float64, of some columns at a time."""
+    for part in x.split(max(1, BLOCK // len(x)), dim=1):
+        deviation, mean = torch.std_mean(part.double(), 0, correction=0)
+        yield mean, deviation
 
 
 def fit_scaler(x: Tensor, scale: str | None) -> Scaler:
@@ -45,8 +55,7 @@ def fit_scaler(x: Tensor, scale: str | None) -> Scaler:
         shift = x.amin(0)
         spread = x.amax(0) - shift
     elif scale == "standard":
-        shift = x.mean(0, dtype=torch.float64).to(x.dtype)
-        spread = (x - shift).square().mean(0, dtype=torch.float64).sqrt().to(x.dtype)
+        shift, spread = (torch.cat(parts).to(x.dtype) for parts in zip(*moments(x), strict=True))
         # Rounding leaves a constant column a trace of spread.
         spread = torch.where(x.amax(0) == x.amin(0), 0, spread)
     else:

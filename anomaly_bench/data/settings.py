@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,11 +92,42 @@ def readable() -> Iterator[None]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file in a folder and below."""
+    """Every file in a folder and below that is not hidden, nor lies in a hidden folder."""
 
     def give_up(error: OSError) -> None:
         raise error
 
+    links = []
     with readable():
-        for where, _, names in os.walk(folder, onerror=give_up):
-            yield from (Path(where, name) for name in names)
+        for where, folders, names in os.walk(folder, onerror=give_up):
+            links += [path for name in visible(folders) if (path := Path(where, name)).is_symlink()]
+            folders[:] = visible(folders)
+            yield from (Path(where, name) for name in visible(names))
+    say_what_is_not_followed(links, folder)
+
+
+def visible(names: Iterable[str]) -> list[str]:
+    """The names that are not hidden."""
+    return [name for name in names if not name.startswith(".")]
+
+
+def say_what_is_not_followed(links: Sequence[Path], folder: Path) -> None:
+    """A notice of links to folders, which are left out: they may lead anywhere, or in a circle."""
+    if links:
+        LOG.warning(
+            "%d links to folders in %s are left out, the first is %s",
+            *(len(links), repr(str(folder)), repr(str(links[0]))),
+        )
+
+
+def found_below(folder: Path, wanted: Callable[[str], bool]) -> list[Path]:
+    """The plain files in a folder and below whose names are wanted, sorted; how many others there are is told."""
+    kept, others = [], []
+    for path in sorted(files_below(folder)):
+        (kept if wanted(path.name) else others).append(path)
+    if others:
+        LOG.info(
+            "%d other files in %s are left out, the first is %s",
+            *(len(others), repr(str(folder)), repr(str(others[0]))),
+        )
+    return within(kept, folder)

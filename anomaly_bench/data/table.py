@@ -4,12 +4,12 @@ A column of numbers (or of true and false) stays one column. Any other column is
 column for each value that a row of the file has, training row or not, in alphabetical order, as it is written there;
 a missing value, or one that only another file has, is 0 in all of them. So a value that no training row has is a
 column that is 0 in all of these. A missing number stays NaN here, and becomes a median of training rows when the
-rows are scaled.
+rows are scaled. Refused are columns of numbers with some words among them, of names, and of lists.
 """
 
 import logging
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from anomaly_bench.data.dataset import Column, Dataset
 from anomaly_bench.data.mat import read_apart
-from anomaly_bench.data.settings import files_below, within
+from anomaly_bench.data.settings import found_below
 from anomaly_bench.errors import SettingError
 
 LOG = logging.getLogger("anomaly_bench")
@@ -28,6 +28,12 @@ LOG = logging.getLogger("anomaly_bench")
 SUFFIXES = (".csv", ".parquet", ".npz", ".mat")
 MOST_CATEGORIES = 1000
 """Values of one text column; more are names or numbers of rows, not categories."""
+
+MOST_CODES = 20
+"""Whole numbers among the values of one text column; of more it is a column of numbers."""
+
+FEWEST_ROWS = 20
+"""Rows of a text column; of fewer nobody can say whether their values are names."""
 
 FEWEST_STEPS = 1000
 """Numbers that float32 should have between the smallest and the largest of a column."""
@@ -86,11 +92,24 @@ def read_rows(path: Path, columns: Sequence[Column]) -> Tensor:
     """The rows of another file with the same columns, float32 `[N, D]`; what else is in it is left out."""
     content = read(path, columns)
     if isinstance(content, pd.DataFrame):
-        return encoded(content, columns, path)
-    x = matrix(content, path)
-    if any(column.categories is not None for column in columns) or x.shape[1] != len(columns):
+        x = encoded(content, columns, path)
+    else:
+        x = numbers(in_order(content, columns, path), path)
+    say_what_is_missing(x, columns, path)
+    return x
+
+
+def in_order(arrays: dict[str, np.ndarray], columns: Sequence[Column], path: Path) -> np.ndarray:
+    """The array `X` with the columns in their order: by their names where the file has names, else as they stand."""
+    x = matrix(arrays, path)
+    categories = any(column.categories is not None for column in columns)
+    if "columns" in arrays and not categories:
+        names = names_of(arrays, x, path)
+        check_present(names, columns, path)
+        return x[:, [names.index(column.name) for column in columns]]
+    if categories or x.shape[1] != len(columns):
         raise SettingError(f"{path}: X has {x.shape[1]} columns; the run was trained on {listed(columns)}")
-    return numbers(x, path)
+    return x
 
 
 def list_tables(paths: Sequence[Path]) -> list[Path]:
@@ -103,8 +122,7 @@ def list_tables(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         inside = [path]
         if path.is_dir():
-            files = (file for file in files_below(path) if file.suffix.lower() in SUFFIXES)
-            inside = within(sorted(file for file in files if not file.name.startswith(".")), path)
+            inside = found_below(path, lambda name: name.lower().endswith(SUFFIXES))
         if not inside:
             raise SettingError(f"{path}: no tables there ({' '.join(SUFFIXES)})")
         found += inside
@@ -200,10 +218,20 @@ def of_frame(
         )
     columns = tuple(column_of(name, values, path) for name, values in frame.items() if name != label)
     x = encoded(frame, columns, path)
+    say_what_are_categories(columns, path)
     counted = [column.name for column in columns if column.categories is None]
     if counted:
         say_what_collapses(counted, np.column_stack([as_numbers(frame[name]) for name in counted]), path)
-    return x, columns, frame[label].to_numpy()
+    return x, columns, labels_of(pd.Series(frame[label]), path).to_numpy()
+
+
+def labels_of(values: pd.Series, path: Path) -> pd.Series:
+    """A column of classes; in a CSV file a word that pandas takes for a gap, such as None or NA, is one of them."""
+    are_numbers = pd.api.types.is_numeric_dtype(values) and values.notna().any()
+    if path.suffix.lower() != ".csv" or are_numbers or not values.isna().any():
+        return values
+    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "low_memory": False}
+    return pd.read_csv(path, usecols=[values.name], index_col=False, **options)[values.name]
 
 
 def without_index(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -225,11 +253,24 @@ def of_arrays(
             f"data.label={label}: one class for each of the {len(x)} rows of {path.name} is needed; "
             f"there are {some([f'{key} {value.shape}' for key, value in arrays.items()])}"
         )
-    names = arrays.get("columns", np.array([f"x{number}" for number in range(x.shape[1])]))
+    names = names_of(arrays, x, path)
+    say_what_collapses(names, x, path)
+    return numbers(x, path), tuple(map(Column, names)), arrays[label].ravel()
+
+
+def names_of(arrays: dict[str, np.ndarray], x: np.ndarray, path: Path) -> list[str]:
+    """The names of the columns of `x`, numbers where the file has none."""
+    if "columns" not in arrays:
+        return numbered(x.shape[1])
+    names = arrays["columns"]
     if names.shape != (x.shape[1],):
         raise SettingError(f"{path}: X has {x.shape[1]} columns, and {names.size} names for them")
-    say_what_collapses([str(name) for name in names], x, path)
-    return numbers(x, path), tuple(Column(str(name)) for name in names), arrays[label].ravel()
+    return [str(name) for name in names]
+
+
+def numbered(n: int) -> list[str]:
+    """Names for columns that have none."""
+    return [f"x{number}" for number in range(n)]
 
 
 def matrix(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
@@ -244,23 +285,66 @@ def matrix(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
 def column_of(name: object, values: pd.Series, path: Path) -> Column:
     """What kind of column it is."""
     name = str(name)
-    if pd.api.types.is_numeric_dtype(values) or values.isna().all():
+    numeric = pd.api.types.is_numeric_dtype(values) or pd.api.types.infer_dtype(values) == "decimal"
+    if numeric or values.isna().all():
         return Column(name)
-    categories = sorted(set(values.dropna().astype(str)))
+    counts = texts(name, values, path).value_counts().sort_index()
+    categories = sorted(counts.index)
+    check_not_numbers(name, counts, path)
     if len(categories) > MOST_CATEGORIES:
         raise SettingError(
             f"{path}: column {name} has {len(categories)} different values, such as {categories[0]!r}; at "
             f"most {MOST_CATEGORIES} can be categories: remove the column"
         )
+    if len(values) >= FEWEST_ROWS and 2 * (counts == 1).sum() > len(values):
+        raise SettingError(
+            f"{path}: column {name} has values of their own in {(counts == 1).sum()} of {len(values)} rows, such as "
+            f"{counts.idxmin()!r}; these are names, not categories: remove the column"
+        )
     return Column(name, tuple(categories))
+
+
+def texts(name: str, values: pd.Series, path: Path) -> pd.Series:
+    """The values of a column as text, missing ones as None."""
+    if values.dtype == object and holds_lists(values):
+        raise SettingError(f"{path}: column {name} holds lists, not numbers or categories: remove the column")
+    try:
+        return values.astype(str).where(values.notna(), None)
+    except UnicodeDecodeError as error:
+        raise SettingError(
+            f"{path}: column {name} holds bytes that are no UTF-8: remove the column"
+        ) from error
+
+
+def holds_lists(values: Iterable[object]) -> bool:
+    """Whether any value is several."""
+    return any(isinstance(value, list | tuple | dict | set | np.ndarray) for value in values)
+
+
+def check_not_numbers(name: str, counts: pd.Series, path: Path) -> None:
+    """Refuse a column of numbers that is one of text for some words in it, by the rows of each of its values."""
+    values = pd.Series(counts.index)
+    parsed: Any = pd.to_numeric(values, errors="coerce")
+    codes = values.str.match(r"0\d").to_numpy(bool)  # such as 007
+    is_number = np.isfinite(parsed.to_numpy(np.float64)) & ~codes
+    found = parsed[is_number]
+    if 2 * len(found) < len(counts) or not (len(found) > MOST_CODES or (found % 1 > 0).any()):
+        return
+    others = values[~is_number].tolist()
+    said = "written as text: save them as numbers"
+    if others:
+        said = (
+            f"but for {some(list(map(repr, others)))} in {counts.loc[others].sum()} rows: leave these empty"
+        )
+    raise SettingError(
+        f"{path}: column {name} holds numbers, {said}, or put a letter before each number where they are codes"
+    )
 
 
 def encoded(frame: pd.DataFrame, columns: Sequence[Column], path: Path) -> Tensor:
     """The columns of a frame as float32 `[N, D]`."""
     frame = frame.rename(columns=str)
-    lacking = [column.name for column in columns if column.name not in frame]
-    if lacking:
-        raise SettingError(f"{path}: it has no column {some(lacking)}; needed are {listed(columns)}")
+    check_present(frame, columns, path)
     parts = []
     for name, categories in columns:
         values: Any = frame[name]
@@ -270,7 +354,7 @@ def encoded(frame: pd.DataFrame, columns: Sequence[Column], path: Path) -> Tenso
             except (ValueError, TypeError) as error:
                 raise SettingError(f"{path}: column {name}: {error}; numbers are needed") from error
             continue
-        values = values.astype(str).where(values.notna(), None)
+        values = texts(name, values, path)
         unknown = sorted(set(values.dropna()) - set(categories))
         if unknown:
             LOG.warning("%s: column %s: unknown values count as missing: %s", path, name, some(unknown))
@@ -279,6 +363,13 @@ def encoded(frame: pd.DataFrame, columns: Sequence[Column], path: Path) -> Tenso
         raise SettingError(f"{path}: it has no columns but the label")
     with np.errstate(over="ignore"):
         return numbers(np.concatenate([part.astype(np.float32) for part in parts], axis=1), path)
+
+
+def check_present(names: Container[str], columns: Sequence[Column], path: Path) -> None:
+    """Refuse a file without some of the columns."""
+    lacking = [column.name for column in columns if column.name not in names]
+    if lacking:
+        raise SettingError(f"{path}: it has no column {some(lacking)}; needed are {listed(columns)}")
 
 
 def as_numbers(values: Any) -> np.ndarray:
@@ -301,19 +392,27 @@ def numbers(x: np.ndarray, path: Path) -> Tensor:
 
 def named_classes(labels: np.ndarray, path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     """Class names, and the class of each row as int64 `[N]`."""
-    if any(isinstance(value, list | tuple | dict | np.ndarray) for value in labels):
+    if holds_lists(labels):
         raise SettingError(f"{path}: the labels hold lists, not classes")
     missing = int(pd.isna(labels).sum())
     if missing:
         raise SettingError(f"{path}: {missing} of {len(labels)} rows have no label")
-    values, classes, counts = np.unique(
-        labels if labels.dtype.kind in "biuf" else labels.astype(str), return_inverse=True, return_counts=True
-    )
+    if labels.dtype.kind not in "biuf":
+        labels = words_of(labels, path)
+    values, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     order = np.arange(len(values)) if values.dtype.kind in "biuf" else np.argsort(-counts, kind="stable")
     names = [f"{value:g}" if values.dtype.kind == "f" else str(value) for value in values[order]]
     if len(set(names)) < len(names) or len(names) > MOST_CATEGORIES:
         raise SettingError(f"{path}: {len(names)} different labels, such as {names[0]}: not classes")
     return tuple(names), np.argsort(order)[classes.ravel()]
+
+
+def words_of(labels: np.ndarray, path: Path) -> np.ndarray:
+    """Labels as text."""
+    try:
+        return pd.Series(labels).astype(str).to_numpy(str)
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path}: the labels hold bytes that are no UTF-8: save them as text") from error
 
 
 def spread_rows(n: int, limit: int | None) -> np.ndarray:
@@ -323,6 +422,16 @@ def spread_rows(n: int, limit: int | None) -> np.ndarray:
     if type(limit) is not int or limit < 1:
         raise SettingError(f"data.limit={limit}: allowed is a number of rows from 1, or null for all")
     return np.linspace(0, n - 1, min(limit, n)).round().astype(np.int64)
+
+
+def say_what_are_categories(columns: Sequence[Column], path: Path) -> None:
+    """A notice of the columns that are no numbers, and how many they become."""
+    widths = {column.name: len(column.categories) for column in columns if column.categories is not None}
+    if widths:
+        LOG.info(
+            "%s: columns %s are categories: %d columns of 0 and 1",
+            *(path, some(list(widths)), sum(widths.values())),
+        )
 
 
 def say_what_is_missing(x: Tensor, columns: Sequence[Column], path: Path) -> None:

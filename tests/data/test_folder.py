@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import logging
 import os
 import shutil
@@ -84,6 +85,52 @@ def test_each_mask_has_a_scale_of_its_own_and_its_image_may_have_points_in_its_n
     draw(tmp_path / "ground_truth/gun/a.2_mask.png", 255)
     data = folder.load(root=tmp_path, image_size=8)
     assert data.masks.all((1, 2)).tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("peak", [1, 255, 300, 65535])
+def test_a_mask_of_16_bits_marks_what_one_of_8_bits_marks(tmp_path, draw, peak):
+    for path in ("train/good/a.png", "test/good/a.png", "test/gun/a.png"):
+        draw(tmp_path / path, 1)
+    (tmp_path / "ground_truth/gun").mkdir(parents=True)
+    pixels = np.zeros((8, 8), np.uint16)
+    pixels[:4] = peak
+    pixels[4] = peak // 3
+    Image.fromarray(pixels).save(tmp_path / "ground_truth/gun/a_mask.png")
+    data = folder.load(root=tmp_path, image_size=8)
+    assert np.array_equal(data.masks[data.files.index("test/gun/a.png")], pixels == peak)
+
+
+def test_masks_without_an_image_are_told_of(tmp_path, draw, caplog):
+    for path in ("train/good/a.png", "test/good/a.png", "test/gun/a.png", "test/gun/b.png"):
+        draw(tmp_path / path, 1)
+    for path in ("gun/a_mask.png", "gun/b_mask.png"):
+        draw(tmp_path / "ground_truth" / path, 1)
+    folder.load(root=tmp_path, image_size=8, limit=2)  # which leaves b.png out, and not without a word
+    assert "masks" not in caplog.text
+    for path in ("gun/c_mask.png", "knife/a.png"):
+        draw(tmp_path / "ground_truth" / path, 1)
+    folder.load(root=tmp_path, image_size=8)
+    assert (
+        "2 of 4 masks under ground_truth/ belong to no image under test/, the first is 'gun/c_mask.png'"
+        in caplog.text
+    )
+
+
+def sixteen_bits(path, peak):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array([[0, peak]], np.uint16)).save(path)
+
+
+def test_images_of_16_bits_that_hold_fewer_are_told_of(tmp_path, draw, caplog):
+    for number, peak in enumerate((900, 1023, 4)):
+        sixteen_bits(tmp_path / f"train/a/{number}.png", peak)
+    draw(tmp_path / "test/a/0.png", 255)
+    folder.load(root=tmp_path, image_size=2)
+    assert "the values of 3 16-bit images, of 4 files looked at, reach only 1023 of 65535, " in caplog.text
+    caplog.clear()
+    sixteen_bits(tmp_path / "test/a/1.png", 4096)
+    folder.load(root=tmp_path, image_size=2)
+    assert "16-bit" not in caplog.text
 
 
 def test_a_mask_of_another_size_is_not_stretched_where_images_keep_theirs(tmp_path, draw):
@@ -180,6 +227,48 @@ def test_a_changed_folder_is_decoded_again(ganomaly, tmp_path, draw, change):
     assert len(now) == 1  # the old one is gone
     assert now.keys() != cached.keys()
     assert (77 in data.x[:, 0, 0, 0]) == (change in ("rewritten", "added"))
+
+
+def test_a_folder_in_the_place_of_one_of_the_same_sizes_and_times_is_decoded_again(tmp_path, draw):
+    for place, value in (("set", 1), ("other", 2)):
+        for part in ("train", "test"):
+            os.utime(draw(tmp_path / place / part / "a/0.pgm", value), ns=(0, 10**9))
+    assert (folder.load(root=tmp_path / "set", image_size=8).x == 1).all()
+    shutil.rmtree(tmp_path / "set")
+    (tmp_path / "other").rename(tmp_path / "set")
+    assert (folder.load(root=tmp_path / "set", image_size=8).x == 2).all()
+
+
+def test_a_file_is_known_by_its_path_and_each_number_of_its_stamp(tmp_path, draw):
+    """Each alone, for most changes of a file change several."""
+    for value in (1, 2):
+        draw(tmp_path / f"{value}.pgm", value)
+
+    def value(name, *stamp):
+        files, stamps = (name,), np.array([stamp])
+        return int(folder.pixels(tmp_path, files, stamps, (1, 8, 8), "stretch", None)[0, 0, 0, 0])
+
+    assert value("1.pgm", 1, 1, 1, 1) == 1
+    assert value("2.pgm", 1, 1, 1, 1) == 2
+    for number in range(4):
+        value("1.pgm", 1, 1, 1, 1)
+        draw(tmp_path / "1.pgm", 3)
+        assert value("1.pgm", 1, 1, 1, 1) == 1
+        assert value("1.pgm", *(1 + (at == number) for at in range(4))) == 3
+        draw(tmp_path / "1.pgm", 1)
+    stat = SimpleNamespace(st_size=1, st_mtime_ns=2, st_ctime_ns=3, st_ino=4)
+    assert folder.stamp(stat) == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("free_gib", [0.0, 99.0])
+@pytest.mark.parametrize("length", [0, 20, -1])
+def test_a_cache_file_that_was_cut_short_is_made_again(ganomaly, tmp_path, monkeypatch, length, free_gib):
+    monkeypatch.setattr(folder, "free_gib", lambda: free_gib)
+    expected = folder.load(root=ganomaly, image_size=8).x.clone()
+    (npy,) = (tmp_path / "cache").iterdir()
+    npy.write_bytes(npy.read_bytes()[:length])
+    assert torch.equal(folder.load(root=ganomaly, image_size=8).x, expected)
+    assert np.load(npy).shape == expected.shape
 
 
 def test_a_decoding_that_was_killed_is_cleared_and_one_under_way_is_not(ganomaly, tmp_path):
@@ -409,6 +498,25 @@ def test_a_cache_without_room_is_told_before_anything_is_decoded(ganomaly, monke
     monkeypatch.setattr(folder, "decode_in_parallel", pytest.fail)
     with pytest.raises(SettingError, match=r"ANOMALY_BENCH_CACHE=.*are needed, and not free"):
         folder.load(root=ganomaly, image_size=8, channels=3)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told_before_anything_is_decoded(ganomaly, tmp_path, monkeypatch):
+    def full(_, start, size):
+        assert (start, size) == (0, 128 + 9 * 8 * 8 * 3)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with monkeypatch.context() as inside:
+        inside.setattr(folder, "decode_in_parallel", pytest.fail)
+        with pytest.raises(SettingError, match=r"ANOMALY_BENCH_CACHE=.*No space left on device"):
+            folder.load(root=ganomaly, image_size=8, channels=3)
+    assert cache_files(tmp_path) == {}
+
+    def unable(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unable)
+    assert len(folder.load(root=ganomaly, image_size=8).x) == 9
 
 
 def test_limit_is_even_over_classes_and_keeps_the_first(tmp_path, draw):

@@ -153,6 +153,38 @@ def test_links_out_of_the_folder_are_left_out_and_said(place, caplog):
     assert folder.list_images([out]) == [out]  # asked for by name
 
 
+def test_links_to_folders_are_left_out_and_said(place, caplog):
+    root = set_of_images(place / "set")
+    (root / "test/1.abnormal/up").symlink_to(root / "test")
+    said = f"1 links to folders in '{root}{{}}' are left out, the first is '{root}/test/1.abnormal/up'"
+    folder.load(root=root, image_size=8)
+    assert said.format("") in caplog.text
+    caplog.clear()
+    assert len(folder.list_images([root / "test"])) == 2
+    assert said.format("/test") in caplog.text
+
+
+def test_hidden_folders_and_other_files_are_left_out(place, caplog):
+    caplog.set_level("INFO", "anomaly_bench")
+    root = set_of_images(place / "set") / "test"
+    for name in (
+        ".ipynb_checkpoints/0.png",
+        ".ipynb_checkpoints/0.csv",
+        ".link/0.png",
+        ".DS_Store",
+        "b.txt",
+        "a.heic",
+    ):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    assert len(folder.list_images([root])) == 2
+    assert caplog.text.count("left out") == 1
+    assert f"2 other files in '{root}' are left out, the first is '{root}/a.heic'" in caplog.text
+    (root / "0.csv").touch()
+    assert table.list_tables([root]) == [root / "0.csv"]
+    assert f"4 other files in '{root}' are left out" in caplog.text
+
+
 def test_tables_in_folders_are_plain_files(place, caplog):
     (place / "tables").mkdir()
     for name in ("tables/a.csv", "private.csv"):

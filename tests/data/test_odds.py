@@ -82,6 +82,17 @@ def test_the_reverse_has_all_normal_rows_and_a_fourth_as_many_attacks(prepared):
     assert odds.load("kddcup99_rev", prepared).fingerprint() == data.fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("y", "said"),
+    [([0, 1, np.nan], "nan"), ([0, 1, 2], "2"), (["0", "1", "o"], "0, 1, o"), ([-1, 1, 0.5], "-1.0, 0.5")],
+)
+def test_a_label_that_is_neither_0_nor_1_is_refused(tmp_path, y, said):
+    (tmp_path / "tabular").mkdir()
+    np.savez(tmp_path / "tabular/thyroid.npz", X=np.ones((3, 2)), y=np.array(y))
+    with pytest.raises(SettingError, match=rf"thyroid\.npz: y holds {said}; allowed are 0 and, of"):
+        odds.load("thyroid", tmp_path)
+
+
 def test_a_limit_keeps_rows_and_their_classes_together(prepared):
     data = odds.load("kddcup99", prepared, limit=21)
     numbers = data.x[:, 0].long().numpy()

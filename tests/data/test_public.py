@@ -1,4 +1,5 @@
 import logging
+import struct
 import threading
 import time
 
@@ -141,16 +142,48 @@ def test_pixels_are_scaled_as_a_run_has_it(tmp_path, fetched):
     assert (data.mean, data.std) == (0.1, 0.2)
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, OSError, AssertionError, EOFError])
-def test_a_damaged_set_is_told_in_a_line(tmp_path, monkeypatch, kind):
-    def damaged(*_: object, **__: object) -> None:
-        raise kind("it ends\ntoo early")
+@pytest.mark.parametrize("error", [OSError("it ends\ntoo early"), RuntimeError("Error downloading\nit")])
+def test_a_set_that_is_not_there_is_told_in_a_line(tmp_path, monkeypatch, error):
+    def missing(*_: object, **__: object) -> None:
+        raise error
 
-    monkeypatch.setattr(datasets, "MNIST", damaged)
-    with pytest.raises(SettingError, match=r"data=mnist: not found in .* \(it ends too early\)"):
+    monkeypatch.setattr(datasets, "MNIST", missing)
+    said = " ".join(str(error).split())
+    with pytest.raises(SettingError, match=rf"data=mnist: not found in .* \({said}\)"):
         public.load("mnist", tmp_path)
     with pytest.raises(SettingError, match=r"data=mnist: could not be fetched to .*; try again, name"):
         public.load("mnist", tmp_path, download=True)
+
+
+def idx(kind: int, shape: tuple[int, ...], content: bytes) -> bytes:
+    """A file of MNIST, as its header says."""
+    return struct.pack(f">HBB{len(shape)}I", 0, kind, len(shape), *shape) + content
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (idx(8, (2, 28, 28), bytes(2 * 784)), idx(8, (2,), b"\x01\x0b"), "labels 1 to 11, not 0 to 9"),
+        (idx(8, (2, 28, 28), bytes(2 * 784)), idx(8, (1,), b"\x01"), "2 images, 1 labels"),
+        (idx(8, (0, 28, 28), b""), idx(8, (0,), b""), ""),
+        (idx(8, (2, 28, 28), bytes(700)), idx(8, (2,), b"\x01\x02"), r"shape '\[2, 28, 28\]' is invalid"),
+        (idx(11, (2, 28, 28), bytes(4 * 784)), idx(8, (2,), b"\x01\x02"), "dtype"),
+        (idx(8, (2, 28, 28), bytes(2 * 784)), b"", ""),
+        (idx(8, (2, 28, 28), bytes(2 * 784)), b"\x00\x00\x09\x01", ""),
+        (idx(8, (2, 28, 28), bytes(2 * 784)), idx(20, (2,), b"\x01\x02"), "AssertionError"),
+    ],
+    ids=["labels", "counts", "none", "short", "type", "no labels", "header", "kind"],
+)
+def test_a_damaged_set_is_told_in_a_line(tmp_path, images, labels, said):
+    raw = tmp_path / "mnist/MNIST/raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(images)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    with pytest.raises(SettingError, match=rf"data=mnist: {tmp_path}/mnist is damaged \(.*{said}.*") as error:
+        public.load("mnist", tmp_path)
+    assert str(error.value).endswith("; remove it, and fetch it again with data.download=true")
+    assert "\n" not in str(error.value)
 
 
 def test_an_image_size_that_cannot_be(tmp_path):

@@ -3,6 +3,7 @@ import pytest
 import torch
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
+from anomaly_bench.data import scaling
 from anomaly_bench.data.scaling import fit_scaler
 from anomaly_bench.errors import SettingError
 
@@ -32,7 +33,19 @@ def test_a_spread_that_float32_cannot_divide_by(scale):
     scaled = fit_scaler(x, scale)(x)
     assert scaled.isfinite().all()
     assert scaled[:, 0].abs().amax() < 1e-39
-    assert torch.equal(scaled[:, 1], x[:, 1])
+    if scale == "minmax":
+        assert torch.equal(scaled[:, 1], x[:, 1])
+    else:  # whose deviation is half of the range
+        torch.testing.assert_close(scaled[:, 1], torch.tensor([-1.0, 1.0]), rtol=1e-2, atol=0)
+
+
+def test_squares_need_not_be_numbers_of_float32(monkeypatch):
+    monkeypatch.setattr(scaling, "BLOCK", 100)  # two columns of 50 rows
+    size = torch.tensor([1e-25, 1, 1e20, 1e-12, 1e37])
+    rows = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        fit_scaler(rows * size, "standard")(rows * size), fit_scaler(rows, "standard")(rows)
+    )
 
 
 @pytest.mark.parametrize("scale", ["minmax", "standard", None])
