@@ -152,7 +152,8 @@ def test_what_is_of_a_type(value, hint, fits):
             (f"data.image_size={typed}", [f"data.image_size={read}: must be a whole number from 1 to 4096, or null"])
             for typed, read in (("true", "True"), ("-3", "-3"), ("0", "0"), ("abc", "abc"), ("4097", "4097"))
         ),
-        ("abnormal_class=-1", ["bench: abnormal_class=-1: must be"]),
+        ("abnormal_class=-1", ["bench: abnormal_class=-1: data=digits has no such class"]),
+        ("abnormal_class=-3000000000", ["bench: abnormal_class=-3000000000: must be"]),
         ("protocol.train_share=half", ["protocol.train_share=half", "a finite number"]),
         ("trainer.epoch_scale=inf", ["trainer.epoch_scale=inf", "at most"]),
         ("trainer.max_epochs=99999999999999999999999", ["trainer.max_epochs", "at most 2147483647"]),
