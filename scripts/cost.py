@@ -155,9 +155,8 @@ def methods(configs: Path) -> list[Method]:
         if (target := values.get("_target_")) is None:
             continue  # a variant of another config
         source = (configs.parents[1] / target.rpartition(".")[0].replace(".", "/")).with_suffix(".py")
-        searches = "foldable = False" in source.read_text(
-            encoding="utf-8"
-        )  # importing all takes many seconds
+        text = source.read_text(encoding="utf-8")  # importing all takes many seconds
+        searches = re.search(r"^    foldable\b.* = False$", text, re.MULTILINE) is not None
         found.setdefault(target, Method(path.stem, epochs_of(values), searches))
     return list(found.values())
 

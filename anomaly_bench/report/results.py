@@ -107,9 +107,10 @@ def _form(record: Record) -> str:
     if not values:
         return str(_hash(record))
     counted = without_later({key: value for key, value in values.items() if key not in NOT_COUNTED})
-    protocol = {key: value for key, value in values.get("protocol", {}).items() if key not in SWEPT}
-    trainer = {key: value for key, value in values.get("trainer", {}).items() if key != "device"}
-    told = counted | {"protocol": protocol, "trainer": trainer, "data": record.run.get("data_fingerprint")}
+    told = counted | {"data": record.run.get("data_fingerprint")}
+    for group, left_out in (("protocol", SWEPT), ("trainer", {"device"})):
+        own = values.get(group) or {}
+        told[group] = {k: v for k, v in own.items() if k not in left_out} if isinstance(own, dict) else own
     return json.dumps(told, sort_keys=True, default=str)
 
 

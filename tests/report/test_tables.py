@@ -142,6 +142,8 @@ def test_settings_that_came_later_and_the_precision_of_a_machine_make_no_row(tmp
     assert len({row["settings"] for row in rows_of(table_of(before, after)) if "settings" in row}) <= 1
     other = record(2, "c", "model: {width: 3, jitter: 0.1}\nevaluation: {epoch: last}\n")
     moved = record(3, "d", later, data_fingerprint="beef")
+    odd = record(4, "e", "protocol: of a stranger\ntrainer: [1]\n")
+    assert "default (e)" in {row["settings"] for row in rows_of(table_of(before, odd))}
     assert {row["settings"] for row in rows_of(table_of(before, after, other, moved))} >= {
         "default (a)",
         "default (c)",
