@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from anomaly_bench import record
-from anomaly_bench.compose import Trained, load_run
 from anomaly_bench.data.scaling import Scaler
 from anomaly_bench.errors import SettingError
 from anomaly_bench.score import warn_of_batch_statistics
+from anomaly_bench.trained import Trained, load_run
 from anomaly_bench.training.scoring import evaluation, folded
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}

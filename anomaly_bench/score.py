@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from anomaly_bench.compose import Trained, load_run
 from anomaly_bench.data.dataset import Column
-from anomaly_bench.data.folder import decode_each, list_images, named, unreadable
+from anomaly_bench.data.folder import list_images
+from anomaly_bench.data.parallel import decode_each, named, unreadable
 from anomaly_bench.data.settings import as_text
 from anomaly_bench.data.table import list_tables, numbered, read_rows
 from anomaly_bench.errors import SettingError
 from anomaly_bench.overlays import Overlays
+from anomaly_bench.trained import Trained, load_run
 from anomaly_bench.training.determinism import deterministic
 from anomaly_bench.training.scoring import scoring
 

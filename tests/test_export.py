@@ -19,13 +19,13 @@ from torch import Tensor
 
 from anomaly_bench import export, score
 from anomaly_bench.cli import answer
-from anomaly_bench.compose import Trained
 from anomaly_bench.data.dataset import Column
 from anomaly_bench.data.scaling import fit_scaler
 from anomaly_bench.data.table import read_rows
 from anomaly_bench.errors import SettingError
 from anomaly_bench.export import FACTS, SUFFIXES, written
 from anomaly_bench.score import score_files
+from anomaly_bench.trained import Trained
 from anomaly_bench.training.trainer import leave_untrained
 
 DESCEND = {"adgan", "anogan", "wgan_anogan"}

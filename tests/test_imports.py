@@ -57,6 +57,7 @@ AT_THE_END = {
     "recommend",
     "run",
     "score",
+    "trained",
     "twins",
     "worker",
 }
@@ -155,6 +156,7 @@ def test_hydra_stays_with_the_settings() -> None:
         "run.py",
         "schema.py",
         "targets.py",
+        "trained.py",
         "worker.py",
     }
 

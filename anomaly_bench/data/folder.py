@@ -10,28 +10,18 @@ Files are decoded once, in parallel, into one array in a cache folder, and read 
 is added, removed or changed.
 """
 
-import contextlib
-import errno
-import hashlib
 import logging
 import os
-import shutil
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from itertools import repeat
-from multiprocessing import current_process, get_context
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
+from anomaly_bench.data.cache import pixels
 from anomaly_bench.data.dataset import Dataset
-from anomaly_bench.data.decode import WHITE, Failure, decode_all, decode_chunk, is_grey, peak_of, size_of
+from anomaly_bench.data.decode import Failure, is_grey, size_of
+from anomaly_bench.data.parallel import decode_files, unreadable
 from anomaly_bench.data.settings import (
     as_text,
     check_image_size,
@@ -40,11 +30,9 @@ from anomaly_bench.data.settings import (
     kept_rows,
     readable,
     say_what_is_not_followed,
-    user_cache,
     within,
 )
 from anomaly_bench.errors import SettingError
-from anomaly_bench.machine import cores, free_gib
 
 LOG = logging.getLogger("anomaly_bench")
 
@@ -54,13 +42,6 @@ LAYOUTS = (
     "expected train/<class>/* and test/<class>/*, such as train/0.normal test/0.normal test/1.abnormal, "
     "or train/good test/good test/<defect>"
 )
-
-CACHE_VERSION = 1  # raised whenever decoding gives other pixels, so that older cache files are not used
-TWELVE_BITS = 4095  # the highest value of the cameras that have most bits of those that do not fill 16
-DAY = 86_400  # seconds; a decoding that has written nothing for as long is dead
-CHUNK = 256  # files decoded as one piece of work, at most
-ENOUGH_FOR_PROCESSES = 20_000  # files; threads take seconds for fewer, about what processes take to start
-ENOUGH_FOR_THREADS = 4_000  # bytes of a file; over smaller ones threads mostly wait for each other
 
 
 class ClassFolder(NamedTuple):
@@ -220,51 +201,6 @@ def shape_of(
         raise unreadable([(first, str(failure))], len(files)) from failure
 
 
-def pixels(
-    folder: Path,
-    files: Sequence[str],
-    stamps: np.ndarray,
-    shape: tuple[int, int, int],
-    fit: str | None,
-    limit: int | None,
-) -> Tensor:
-    """`uint8` `[N, C, H, W]` of the files, from the cache where it holds exactly these, else decoded into it.
-
-    A cache file is named for the folder and the settings, then for the files' paths, sizes and times.
-    """
-    cache = Path(os.environ.get("ANOMALY_BENCH_CACHE") or user_cache()).expanduser()
-    settings = short_hash(repr((os.fspath(folder.resolve()), shape, fit, limit, CACHE_VERSION)).encode())
-    content = short_hash(os.fsencode("\0".join(files)), stamps.tobytes())
-    npy = cache / f"{settings}-{content}.npy"
-    paths = [f"{folder}/{file}" for file in files]
-    if not npy.exists():
-        decode_into(npy, paths, shape, fit)
-    try:
-        x = mapped(npy)
-    except (ValueError, EOFError):  # it was cut short
-        npy.unlink(missing_ok=True)
-        decode_into(npy, paths, shape, fit)
-        x = mapped(npy)
-    clear(cache, settings, npy)
-    return x
-
-
-def mapped(npy: Path) -> Tensor:
-    """The array of a `.npy` file: in memory, or mapped where it would take more than half of it."""
-    return torch.from_numpy(
-        np.load(npy, mmap_mode="c" if npy.stat().st_size / 2**30 > free_gib() / 2 else None)
-    )
-
-
-def clear(cache: Path, settings: str, npy: Path) -> None:
-    """Remove what the cache has of these settings beside `npy`: older contents, and decodings that were killed."""
-    for path in cache.glob(f"{settings}-*"):
-        with contextlib.suppress(FileNotFoundError):  # another process clears too, or has completed its own
-            dead = path.suffix == ".tmp" and time.time() - path.stat().st_mtime > DAY
-            if dead or (path.suffix == ".npy" and path != npy):
-                path.unlink()
-
-
 def known_masks(folder: Path, paths: Sequence[str]) -> dict[str, str]:
     """The masks under `ground_truth/`, by the path without suffix of their image; those without one are told of."""
     known = {
@@ -296,148 +232,6 @@ def masks_of(
     masks = np.zeros((len(files), *shape[1:]), bool)
     masks[list(marked)] = decoded > decoded.max((1, 2), keepdims=True) // 2
     return masks
-
-
-def short_hash(*parts: bytes) -> str:
-    """16 hexadecimal digits that stand for the parts, one after the other."""
-    return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
-
-
-def decode_into(npy: Path, paths: Sequence[str], shape: tuple[int, int, int], fit: str | None) -> None:
-    """Decode files into a new `.npy` file, `uint8` `[N, C, H, W]`, which appears only when it is complete."""
-    started = npy.with_suffix(f".{uuid4().hex}.tmp")
-    size = len(paths) * int(np.prod(shape))
-    try:
-        npy.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(npy.parent).free < size:
-            raise OSError(f"{size / 2**20:.0f} MiB are needed, and not free")
-        np.lib.format.open_memmap(started, "w+", np.uint8, (len(paths), *shape))
-        reserve(started)
-        failures = decode_in_parallel(started, paths, fit)
-        if failures:
-            raise unreadable(failures, len(paths))
-        say_what_is_dark(paths)
-        started.replace(npy)
-    except OSError as error:
-        raise SettingError(
-            f"ANOMALY_BENCH_CACHE={npy.parent}: {error}; set it to a folder that can be written"
-        ) from error
-    finally:
-        if started.exists():
-            started.unlink()
-
-
-def say_what_is_dark(paths: Sequence[str]) -> None:
-    """A notice of 16-bit images that hold the values of fewer bits, by an even sample of the files."""
-    peaks = []
-    for path in paths[:: max(1, len(paths) // 64)]:
-        peak = peak_of(path)
-        if peak is not None and peak > TWELVE_BITS:
-            return
-        peaks.append(peak)
-    dark = [peak for peak in peaks if peak is not None]
-    if dark:
-        LOG.warning(
-            "data: the values of %d 16-bit images, of %d files looked at, reach only %d of %d, and lose most of their "
-            "levels: scale them to %d before",
-            *(len(dark), len(peaks), max(dark), WHITE, WHITE),
-        )
-
-
-def reserve(path: Path) -> None:
-    """Have the disk keep a file's bytes free, where it can: a mapped file that finds none kills the process."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    with path.open("r+b") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-
-
-def decode_in_parallel(npy: Path, paths: Sequence[str], fit: str | None) -> list[tuple[str, str]]:
-    """Decode files into the rows of a `.npy` file, chunk by chunk over the cores; gives those that failed."""
-    pieces = in_pieces(len(paths))
-    failures = []
-    with (
-        workers(paths) as pool,
-        tqdm(total=len(paths), desc="decoding", unit="file", leave=False, disable=None) as bar,
-    ):
-        starts, chunks = [piece.start for piece in pieces], [paths[piece] for piece in pieces]
-        for chunk, failed in zip(
-            chunks, pool.map(decode_chunk, repeat(npy), starts, chunks, repeat(fit)), strict=True
-        ):
-            failures += failed
-            bar.update(len(chunk))
-    return failures
-
-
-def in_pieces(n_files: int) -> list[slice]:
-    """Pieces of work, some for each core, so that all cores end at about the same time."""
-    size = max(1, min(CHUNK, n_files // (4 * cores())))
-    return [slice(start, start + size) for start in range(0, n_files, size)]
-
-
-def workers(paths: Sequence[str]) -> Executor:
-    """Processes for many files, threads for few; also threads in a process that may not start others."""
-    number = cores()
-    if number == 1 or len(paths) < ENOUGH_FOR_PROCESSES or current_process().daemon:
-        return threads(paths)
-    return ProcessPoolExecutor(number, get_context("spawn"))
-
-
-def threads(paths: Sequence[str]) -> ThreadPoolExecutor:
-    """A thread for each core, or one thread where files are so small that more of them would be slower."""
-    sample = map(Path, paths[:: max(1, len(paths) // 256)])
-    sizes = [path.stat().st_size for path in sample if path.exists()]
-    return ThreadPoolExecutor(cores() if sum(sizes) > ENOUGH_FOR_THREADS * len(sizes) else 1)
-
-
-def unreadable(failures: Sequence[tuple[str, str]], n_files: int) -> SettingError:
-    """The error of files which cannot be decoded."""
-    return SettingError(f"{named(failures, n_files)}. Remove or repair them")
-
-
-def named(failures: Sequence[tuple[str, str]], n_files: int) -> str:
-    """Which files cannot be decoded, and why, in words."""
-    first = "; ".join(f"{path!r} ({reason})" for path, reason in failures[:3])
-    more = "; ..." if len(failures) > 3 else ""
-    return f"{len(failures)} of {n_files} image files cannot be read: {first}{more}"
-
-
-def decode_files(
-    paths: Sequence[str | Path], shape: tuple[int, int, int], fit: str | None, white: int | None = WHITE
-) -> Tensor:
-    """Image files as `uint8` `[N, C, H, W]`, decoded as for training.
-
-    Args:
-        paths: of the files.
-        shape: `(C, H, W)`, the detector's.
-        fit: as in `load`; None takes only files of exactly H x W.
-        white: which value of 16-bit grey becomes 255; None is the highest of each file.
-
-    Raises:
-        SettingError: files that cannot be decoded.
-    """
-    x, failures = decode_each(paths, shape, fit, white)
-    if failures:
-        raise unreadable(failures, len(paths))
-    return x
-
-
-def decode_each(
-    paths: Sequence[str | Path], shape: tuple[int, int, int], fit: str | None, white: int | None = WHITE
-) -> tuple[Tensor, list[tuple[str, str]]]:
-    """As `decode_files`; path and reason of each file that cannot be decoded, whose pixels mean nothing."""
-    out = np.empty((len(paths), *shape), dtype=np.uint8)
-    names = [str(path) for path in paths]
-    pieces = in_pieces(len(names))
-    with threads(names) as pool:
-        chunks, parts = [names[piece] for piece in pieces], [out[piece] for piece in pieces]
-        done = pool.map(decode_all, chunks, parts, repeat(fit), repeat(white))
-        failures = [failure for failed in done for failure in failed]
-    return torch.from_numpy(out), failures
 
 
 def list_images(paths: Sequence[Path]) -> list[Path]:

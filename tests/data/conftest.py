@@ -33,3 +33,21 @@ def draw():
         return path
 
     return write
+
+
+@pytest.fixture
+def ganomaly(tmp_path, draw):
+    """A set in GANomaly's layout; the value of each image tells where it came from."""
+    root = tmp_path / "set"
+    for number, suffix in enumerate(("png", "JPG", "bmp", "tiff", "webp", "pgm")):
+        draw(root / f"train/0.normal/{number}.{suffix}", 10 + number, size=(8 + number, 8))
+    draw(root / "test/0.normal/a.gif", 50)
+    draw(root / "test/1.abnormal/gun/a.png", 100)
+    draw(root / "test/1.abnormal/knife/b.jpeg", 150, size=(30, 20))
+    return root
+
+
+@pytest.fixture
+def cache_files(tmp_path):
+    """The files of the decoding cache as they are now, each with the time it was written."""
+    return lambda: {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
