@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from anomaly_bench import __version__, jobs
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, described, one_line
 from anomaly_bench.jobs import SWEEP, SweepTable, begin_note, leave_note, print_sweep
 from anomaly_bench.places import CONFIGS
 from anomaly_bench.refusals import (
@@ -28,7 +28,6 @@ from anomaly_bench.refusals import (
     for_each_job,
     frequent_slips,
     groups_take_names,
-    one_line,
     ranges_stand_alone,
     reason,
     refuse,
@@ -158,7 +157,7 @@ def launch(arguments: list[str]) -> int:
             return refuse(line)
         if SweepTable.begun is None:
             raise
-        print_sweep(SweepTable.begun, f"the launcher: {type(error).__name__}: {one_line(error)[:300]}")
+        print_sweep(SweepTable.begun, f"the launcher: {described(error)}")
         return 1
     return 0
 

@@ -7,3 +7,13 @@ class SettingError(ValueError):
     The message names the setting, what was found, and what is allowed. The command line prints it as one
     line and exits with code 2.
     """
+
+
+def one_line(said: BaseException | str) -> str:
+    """A message without its line breaks."""
+    return " ".join(str(said).split())
+
+
+def described(error: BaseException) -> str:
+    """Kind and message of an error that is not ours, in one line."""
+    return f"{type(error).__name__}: {one_line(error)[:300]}"

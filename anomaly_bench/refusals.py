@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, one_line
 from anomaly_bench.places import CONFIGS
 
 DEBUG = "ANOMALY_BENCH_DEBUG"
@@ -38,11 +38,6 @@ def refuse(line: str) -> int:
         traceback.print_exc()
     print(f"anomaly-bench: {line}", file=sys.stderr)
     return 2
-
-
-def one_line(error: BaseException | str) -> str:
-    """A message without its line breaks."""
-    return " ".join(str(error).split())
 
 
 def frequent_slips(arguments: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from anomaly_bench import metrics, record
 from anomaly_bench.compose import SCALER, Job
 from anomaly_bench.detector import Detector
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, described
 from anomaly_bench.history import losses_frame
 from anomaly_bench.measuring import (
     HINDSIGHT,
@@ -119,8 +119,7 @@ def check_that_it_builds(job: Job) -> None:
     except Exception as error:  # sizes that networks cannot have come to anything
         typed = [text for text in job.overrides if text.lstrip("+").startswith(("model.", "data."))]
         raise SettingError(
-            f"{' '.join(typed or ['model=' + job.names['model']])}: it cannot be built so: "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            f"{' '.join(typed or ['model=' + job.names['model']])}: it cannot be built so: {described(error)}"
         ) from error
 
 
@@ -274,8 +273,7 @@ def compute(job: Job, follow: Follower) -> None:
             lambda positions: shown(job, detector, test, positions),
         )
     except Exception as error:  # the numbers are there, whatever a picture lacks
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        log.warning("%s: not every picture could be drawn: %s", job.folder, said)
+        log.warning("%s: not every picture could be drawn: %s", job.folder, described(error))
     finish(job, learned, training_scores, numbers)
 
 

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from anomaly_bench.data.columns import numbered
 from anomaly_bench.data.dataset import Column
 from anomaly_bench.data.folder import list_images
 from anomaly_bench.data.parallel import decode_each, named, unreadable
 from anomaly_bench.data.settings import as_text
-from anomaly_bench.data.table import list_tables, numbered, read_rows
+from anomaly_bench.data.table import read_rows
+from anomaly_bench.data.table_files import list_tables
 from anomaly_bench.errors import SettingError
 from anomaly_bench.overlays import Overlays
 from anomaly_bench.trained import Trained, load_run

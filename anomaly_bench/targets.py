@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from anomaly_bench.arguments import check_arguments
 from anomaly_bench.detector import Detector
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, described
 from anomaly_bench.schema import on_data as on_data  # configs of methods use it
 
 
@@ -121,7 +121,7 @@ def imported(target: str, typed: str) -> Any:
         found = import_module(module)
     except Exception as error:  # a module of the user's own may raise anything
         lacking = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
-        why = f"importing {module} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        why = f"importing {module} failed: {described(error)}"
         if lacking == package:
             why = f"no package {package}: set PYTHONPATH or install it"
         elif f"{module}.".startswith(f"{lacking}."):

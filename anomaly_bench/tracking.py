@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from filelock import FileLock
 
 from anomaly_bench import record
+from anomaly_bench.errors import described
 from anomaly_bench.history import read_losses
 from anomaly_bench.training.checkpoint import Epoch
 
@@ -265,7 +266,7 @@ class Follower:
 
 def trouble(error: Exception) -> str:
     """A line about a tracker that failed."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    said = described(error)
     if isinstance(error, ImportError) and (extra := EXTRAS.get(str(error.name).partition(".")[0])):
         said = f"it is not installed; pip install 'anomaly-bench[{extra}]' does that"
     return f"tracker: {said}; the run goes on without it"

@@ -15,7 +15,7 @@ from anomaly_bench import record
 from anomaly_bench.compose import SCALER, plain
 from anomaly_bench.data.scaling import Scaler
 from anomaly_bench.detector import Detector
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, described, one_line
 from anomaly_bench.targets import build, check_targets
 from anomaly_bench.training.checkpoint import load_tensors
 from anomaly_bench.training.trainer import Trainer
@@ -69,8 +69,7 @@ def load_run(folder: Path, device: str = "auto", packages: Sequence[str] = ()) -
         raise
     except Exception as error:  # from a method's constructor, or of a foreign file, anything may come
         raise SettingError(
-            f"{folder}: its files do not fit together, or are of another version: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}"
+            f"{folder}: its files do not fit together, or are of another version: {described(error)}"
         ) from error
 
 
@@ -93,7 +92,5 @@ def read_config(folder: Path) -> DictConfig:
         if "${" in str(OmegaConf.to_container(settings)):
             raise ValueError("it has interpolations")
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise SettingError(
-            f"{path}: not the config of a finished run: {' '.join(str(error).split())}"
-        ) from error
+        raise SettingError(f"{path}: not the config of a finished run: {one_line(error)}") from error
     return settings

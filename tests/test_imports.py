@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "detectors": {"rows", "detector", "features", "lars", "losses", "networks", "wgan", "errors"},
     "training": {"training", "detector", "rows", "record", "arguments", "errors"},
     "history": {"record", "training"},
-    "tracking": {"history", "record", "training"},
+    "tracking": {"errors", "history", "record", "training"},
     "report": {"report", "record", "metrics", "errors"},
 }
 """What each room may import of the others."""

@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from anomaly_bench.data.columns import column_of, encoded, numbers, some
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.settings import data_root
-from anomaly_bench.data.table import column_of, encoded, numbers, of_arrays, read, some, spread_rows
-from anomaly_bench.errors import SettingError
+from anomaly_bench.data.table import of_arrays, spread_rows
+from anomaly_bench.data.table_files import read
+from anomaly_bench.errors import SettingError, one_line
 
 
 class Table(NamedTuple):
@@ -117,7 +119,7 @@ def fetch_kddcup99(path: Path) -> None:
             bunch: Any = datasets.fetch_kddcup99(data_home=folder, as_frame=True)
         except OSError as error:
             raise SettingError(
-                f"data={path.parent.name}: cannot be fetched ({' '.join(str(error).split())}); "
+                f"data={path.parent.name}: cannot be fetched ({one_line(error)}); "
                 f"put the prepared file at {path}"
             ) from error
         frame = pd.DataFrame(bunch.data)

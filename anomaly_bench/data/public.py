@@ -15,7 +15,7 @@ from torchvision import datasets
 from anomaly_bench.data import folder
 from anomaly_bench.data.dataset import Dataset, resized
 from anomaly_bench.data.settings import check_image_size, data_root, kept_rows
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, one_line
 
 DIGITS = tuple("0123456789")
 CIFAR100 = {
@@ -165,7 +165,7 @@ def not_found_said(name: str, place: Path, fetched: bool) -> Iterator[None]:
             not isinstance(error, OSError) and "download" not in str(error).lower()
         ):  # as torchvision's own say
             raise SettingError(
-                f"data={name}: {place} is damaged ({' '.join(str(error).split()) or type(error).__name__}); "
+                f"data={name}: {place} is damaged ({one_line(error) or type(error).__name__}); "
                 "remove it, and fetch it again with data.download=true"
             ) from error
         what, fetch = (
@@ -174,7 +174,7 @@ def not_found_said(name: str, place: Path, fetched: bool) -> Iterator[None]:
             else ("not found in", "fetch it with data.download=true")
         )
         raise SettingError(
-            f"data={name}: {what} {place} ({' '.join(str(error).split())}); {fetch}, name the folder that holds "
+            f"data={name}: {what} {place} ({one_line(error)}); {fetch}, name the folder that holds "
             f"{name}/ with data.root=..., or put class folders in {place}/{{train,test}}/<class>/"
         ) from error
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from anomaly_bench.arguments import MOST
 from anomaly_bench.detector import Batch, Detector, Rows, Stage
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, one_line
 from anomaly_bench.training import parallel
 from anomaly_bench.training.capture import MODES, Prepared, prepared
 from anomaly_bench.training.checkpoint import (
@@ -232,7 +232,7 @@ def fitting(keep: Path | None) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         raise SettingError(
-            f"{keep}: what it keeps is not of this run ({' '.join(str(error).split())[:300]}); rerun=true starts anew"
+            f"{keep}: what it keeps is not of this run ({one_line(error)[:300]}); rerun=true starts anew"
         ) from error
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from anomaly_bench.data import folder, table
+from anomaly_bench.data import folder, table, table_files
 from anomaly_bench.data.decode import Failure, decode, is_grey
 from anomaly_bench.errors import SettingError
 
@@ -181,7 +181,7 @@ def test_hidden_folders_and_other_files_are_left_out(place, caplog):
     assert caplog.text.count("left out") == 1
     assert f"2 other files in '{root}' are left out, the first is '{root}/a.heic'" in caplog.text
     (root / "0.csv").touch()
-    assert table.list_tables([root]) == [root / "0.csv"]
+    assert table_files.list_tables([root]) == [root / "0.csv"]
     assert f"4 other files in '{root}' are left out" in caplog.text
 
 
@@ -191,7 +191,7 @@ def test_tables_in_folders_are_plain_files(place, caplog):
         Path(name).write_text("a\n1\n")
     (place / "tables/b.csv").symlink_to(place / "private.csv")
     os.mkfifo(place / "tables/c.csv")
-    assert table.list_tables([place / "tables"]) == [place / "tables/a.csv"]
+    assert table_files.list_tables([place / "tables"]) == [place / "tables/a.csv"]
     assert "1 links lead out" in caplog.text
 
 
@@ -333,12 +333,12 @@ def test_damaged_files_of_arrays_are_read_or_refused(make: Callable[[], bytes], 
 def test_a_reader_that_crashes_is_told(monkeypatch):
     mat()
     assert table.load(root="whole.mat").x.tolist() == [[0, 1], [2, 3], [4, 5]]
-    monkeypatch.setattr(table.read_apart.__globals__["sys"], "executable", "/bin/false")
+    monkeypatch.setattr(table_files.read_apart.__globals__["sys"], "executable", "/bin/false")
     with pytest.raises(SettingError, match=r"whole\.mat: cannot be read"):
         table.load(root="whole.mat")
     Path("dies").write_text("#!/bin/sh\nkill -SEGV $$\n")
     Path("dies").chmod(0o755)
-    monkeypatch.setattr(table.read_apart.__globals__["sys"], "executable", "./dies")
+    monkeypatch.setattr(table_files.read_apart.__globals__["sys"], "executable", "./dies")
     with pytest.raises(SettingError, match="crashed on it, by signal 11"):
         table.load(root="whole.mat")
 
