@@ -119,6 +119,23 @@ class Trainer:
         scaled = max(1, round(stage.epochs * self.epoch_scale))
         return scaled if self.max_epochs is None else min(scaled, self.max_epochs)
 
+    def size(self, stage: Stage, train: Rows) -> int:
+        """Rows of a batch of a stage here."""
+        return train.batch_size(self.batch_size or stage.batch_size)
+
+    def is_over(self, stage: Stage, line: Epoch) -> bool:
+        """Whether an epoch is the last one of its stage."""
+        return line.epoch == self.epochs(stage) or (stage.until is not None and stage.until(line.losses))
+
+    def is_evaluated(self, stage: Stage, line: Epoch, over: bool) -> bool:
+        """Whether the test rows are scored after an epoch."""
+        due = self.eval_every and (over or line.epoch % self.eval_every == 0)
+        return bool(due and stage.scorable)
+
+    def is_kept(self, stage: Stage, line: Epoch, over: bool) -> bool:
+        """Whether the state after an epoch is kept."""
+        return over or line.epoch % max(1, self.epochs(stage) // KEPT) == 0
+
     def learn(
         self,
         detector: Detector,
@@ -158,20 +175,16 @@ class Trainer:
             detector.train()
             if done >= self.epochs(stage):
                 continue
-            parallel.begin(detector, stage, train.batch_size(self.batch_size or stage.batch_size))
+            parallel.begin(detector, stage, self.size(stage, train))
             run = self.prepare(detector, stage, train)
             for epoch in range(done, self.epochs(stage)):
                 with parallel.epoch(detector, train.device):
                     line = self.one_epoch(number, epoch + 1, stage, run, train, order)
-                over = epoch + 1 == self.epochs(stage) or (
-                    stage.until is not None and stage.until(line.losses)
-                )
-                due = self.eval_every and (over or (epoch + 1) % self.eval_every == 0)
-                if evaluate is not None and due and stage.scorable:
+                over = self.is_over(stage, line)
+                if evaluate is not None and self.is_evaluated(stage, line, over):
                     line = replace(line, auroc=evaluate())
                 history.append(line)
-                due = over or (epoch + 1) % max(1, self.epochs(stage) // KEPT) == 0
-                if keep is not None and due and first:
+                if keep is not None and first and self.is_kept(stage, line, over):
                     state_after(line, over, history, detector, stage, train.device, order).save(keep)
                     if tell is not None:
                         tell(history)
@@ -181,12 +194,11 @@ class Trainer:
 
     def prepare(self, detector: Detector, stage: Stage, train: Rows) -> Prepared:
         """The step of a stage as `compile` has it."""
-        size = train.batch_size(self.batch_size or stage.batch_size)
+        size = self.size(stage, train)
         index = torch.arange(size, device=train.device)
+        alone = parallel.processes() == 1  # a record would hold no message to other processes
         return prepared(
-            self.compile
-            if parallel.processes() == 1
-            else "off",  # a record would hold no message to the others
+            self.compile if alone else "off",
             detector,
             stage,
             Batch(train.take(index), index),
@@ -199,7 +211,7 @@ class Trainer:
         self, number: int, epoch: int, stage: Stage, run: Prepared, train: Rows, order: torch.Generator
     ) -> Epoch:
         """Training rows once each, in random order; those that fill no batch are left out."""
-        size = train.batch_size(self.batch_size or stage.batch_size)
+        size = self.size(stage, train)
         steps = train.steps(size)
         title = f"{stage.name} {epoch}/{self.epochs(stage)}"
         started = time.perf_counter()
