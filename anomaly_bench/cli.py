@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from anomaly_bench import __version__, jobs
 from anomaly_bench.errors import SettingError, described, one_line
@@ -34,6 +34,9 @@ from anomaly_bench.refusals import (
     words_are_commands,
 )
 from anomaly_bench.usage import GROUPS, lines_of_choices, usage
+
+if TYPE_CHECKING:
+    from anomaly_bench.score import Scored
 
 FOUND = 3
 """Exit code of `score --fail-on-anomaly` that found one."""
@@ -276,6 +279,31 @@ def report(arguments: list[str]) -> int:
 
 def score(arguments: list[str]) -> int:
     """`score RUN_DIR FILES_OR_FOLDER`: a trained run on new files: score, verdict, percentile."""
+    given = score_arguments().parse_args(arguments)
+    suffix = "" if given.output is None else given.output.suffix.lower()
+    if given.output is not None and suffix not in (".csv", ".json"):
+        raise SettingError(f"--output {given.output}: allowed are names that end in .csv or .json")
+    check_spared("--output", given.output, [given.run_dir, *filter(Path.is_file, given.files)])
+    check_spared("--maps", given.maps, [given.run_dir, *given.files])
+    from anomaly_bench.record import csv_text, read_json
+    from anomaly_bench.score import score_files
+    from anomaly_bench.training.device import pick_device
+
+    pick_device(given.device, "--device ")
+    if suffix == ".csv" and "columns" in read_json(given.run_dir / "run.json"):  # a run on rows of numbers
+        check_spared("--output", given.output, given.files)
+    scored = score_files(given.run_dir, given.files, given.device, given.threshold, given.maps, given.allow)
+    if given.output is None:
+        print(csv_text(scored.table), end="")
+    else:
+        write_scores(scored, given.output, given.run_dir.name)
+    if scored.left_out:
+        return refuse(f"{scored.left_out}; the others are scored")
+    return FOUND if given.fail_on_anomaly and scored.n_anomalous else 0
+
+
+def score_arguments() -> Arguments:
+    """What `score` takes."""
     parser = Arguments("anomaly-bench score", description=score.__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a finished run")
     parser.add_argument("files", nargs="+", type=Path, help="images, tables, or folders of them")
@@ -296,38 +324,25 @@ def score(arguments: list[str]) -> int:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     allow_packages(parser)
-    given = parser.parse_args(arguments)
-    if given.output is not None and given.output.suffix.lower() not in (".csv", ".json"):
-        raise SettingError(f"--output {given.output}: allowed are names that end in .csv or .json")
-    check_spared("--output", given.output, [given.run_dir, *filter(Path.is_file, given.files)])
-    check_spared("--maps", given.maps, [given.run_dir, *given.files])
-    from anomaly_bench.record import csv_text, read_json, write_csv, write_json
-    from anomaly_bench.score import score_files
-    from anomaly_bench.training.device import pick_device
+    return parser
 
-    pick_device(given.device, "--device ")
-    writes_table = given.output is not None and given.output.suffix.lower() == ".csv"
-    if writes_table and "columns" in read_json(given.run_dir / "run.json"):  # a run on rows of numbers
-        check_spared("--output", given.output, given.files)
-    scored = score_files(given.run_dir, given.files, given.device, given.threshold, given.maps, given.allow)
+
+def write_scores(scored: "Scored", output: Path, run: str) -> None:
+    """Scores into a CSV or JSON file, and a line that says how many and by which threshold."""
+    from anomaly_bench.record import write_csv, write_json
+
     table = scored.table
-    if given.output is None:
-        print(csv_text(table), end="")
-    else:
-        with writable(f"--output {given.output}"):
-            if given.output.suffix.lower() == ".csv":
-                write_csv(given.output, table)
-            else:
-                facts = {"run": given.run_dir.name, "threshold": scored.threshold, "rule": scored.rule}
-                write_json(given.output, facts | {"rows": table.to_dict("records")})
-        what = ("row" if "row" in table else "file") + ("" if len(table) == 1 else "s")
-        print(
-            f"{given.output}: {len(table)} {what}, {scored.n_anomalous} of them anomalous, "
-            f"above {scored.threshold:.6g} ({scored.rule})"
-        )
-    if scored.left_out:
-        return refuse(f"{scored.left_out}. The others are scored")
-    return FOUND if given.fail_on_anomaly and scored.n_anomalous else 0
+    with writable(f"--output {output}"):
+        if output.suffix.lower() == ".csv":
+            write_csv(output, table)
+        else:
+            facts = {"run": run, "threshold": scored.threshold, "rule": scored.rule}
+            write_json(output, facts | {"rows": table.to_dict("records")})
+    what = ("row" if "row" in table else "file") + ("" if len(table) == 1 else "s")
+    print(
+        f"{output}: {len(table)} {what}, {scored.n_anomalous} of them anomalous, "
+        f"above {scored.threshold:.6g} ({scored.rule})"
+    )
 
 
 def allow_packages(parser: argparse.ArgumentParser) -> None:

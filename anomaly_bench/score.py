@@ -101,28 +101,31 @@ def score_files(
     warn_of_batch_statistics(trained)
     with deterministic(trained.values.get("deterministic") is True):
         table = scored(trained, source, overlays)
-    scores = table["score"].to_numpy(
-        np.float64
-    )  # as the run compares them: a threshold may lie between two float32
+    # As the run compares them: a threshold may lie between two float32.
+    scores = table["score"].to_numpy(np.float64)
     levels, quantiles = training_quantiles(trained.run, folder)
-    if kind == "quantile":
-        bound = float(np.interp(share, levels, quantiles))
-        words = f"{100 * share:.4g} % of the training scores"
-    elif kind == "max_train":
-        bound, words = float(quantiles[-1]), "the highest training score"
-    elif kind == "contamination":
-        from anomaly_bench.metrics import share_threshold  # imports scikit-learn, a second
-
-        bound = share_threshold(scores, share)
-        words = f"{100 * share:.4g} % of these rows"
-    else:
+    if kind is None:
         bound, words = own_threshold(trained.metrics, folder), "the run's own"
+    else:
+        bound, words = threshold_by(kind, share, scores, levels, quantiles)
     place = list(table.columns).index("score") + 1
-    percentile = percentiles(scores, levels, quantiles)
     table.insert(place, "verdict", np.where(scores > bound, "anomalous", "normal"))
-    table.insert(place + 1, "percentile", percentile)
+    table.insert(place + 1, "percentile", percentiles(scores, levels, quantiles))
     left_out = named(source.failures, source.total or 0) if source.failures else ""
     return Scored(table, bound, words, left_out)
+
+
+def threshold_by(
+    kind: str, share: float, scores: np.ndarray, levels: np.ndarray, quantiles: np.ndarray
+) -> tuple[float, str]:
+    """The threshold by a rule of `rule_of`, of new scores or of quantiles of the training scores; and it in words."""
+    if kind == "max_train":
+        return float(quantiles[-1]), "the highest training score"
+    if kind == "quantile":
+        return float(np.interp(share, levels, quantiles)), f"{100 * share:.4g} % of the training scores"
+    from anomaly_bench.metrics import share_threshold  # imports scikit-learn, a second
+
+    return share_threshold(scores, share), f"{100 * share:.4g} % of these rows"
 
 
 def percentiles(scores: np.ndarray, levels: np.ndarray, quantiles: np.ndarray) -> np.ndarray:

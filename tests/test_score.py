@@ -251,7 +251,7 @@ def test_files_that_cannot_be_read_are_told_and_the_others_scored(
     assert "38 files, " in told.out
     assert "3 of 41 image files cannot be read: " in told.err
     assert told.err.count("(not an image, ") == 3
-    assert told.err.endswith("The others are scored\n")
+    assert told.err.endswith("the others are scored\n")
     kept = of_images.table.assign(file=of_images.table["file"].str.replace("bags/test", "mixed", regex=False))
     kept = kept[~kept["file"].str.contains("0.normal/0[07]", regex=True)].reset_index(drop=True)
     pd.testing.assert_frame_equal(pd.read_csv(output), kept, rtol=1e-5, check_dtype=False)

@@ -94,7 +94,7 @@ def threads(paths: Sequence[str]) -> ThreadPoolExecutor:
 
 def unreadable(failures: Sequence[tuple[str, str]], n_files: int) -> SettingError:
     """The error of files which cannot be decoded."""
-    return SettingError(f"{named(failures, n_files)}. Remove or repair them")
+    return SettingError(f"{named(failures, n_files)}; remove or repair them")
 
 
 def named(failures: Sequence[tuple[str, str]], n_files: int) -> str:

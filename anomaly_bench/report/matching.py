@@ -121,64 +121,67 @@ def _value(text: str) -> Any:
     return yaml.safe_load(text)
 
 
+class Reached(NamedTuple):
+    """What the runs of a method under one evaluation reached; the test labels have a part in it where `chosen`."""
+
+    records: list[Record]
+    found: Found
+    control: Found
+    chosen: bool
+
+
 def rows_of(theirs: Sequence[Printed], records: Sequence[Record], evaluations: Sequence[str]) -> list[Row]:
     """The lines of one method on one data set, and where it has several classes their mean."""
     first = theirs[0]
-    own = [
-        record
-        for record in records
-        if (record.run["model"], record.run["data"], record.run["protocol"])
-        == (first.model, first.data, first.protocol)
-        and _holds(record, first.settings)
-    ]
-    by_evaluation = {
-        name: [record for record in own if evaluation_of(record) == name] for name in evaluations
-    }
-    areas = first.metric == "auroc"
-    best = {name for name, group in by_evaluation.items() if areas and _found(group, HINDSIGHT)}
-    chosen = best | {
-        name
-        for name, group in by_evaluation.items()
-        if first.metric in BY_THRESHOLD and any(map(in_hindsight, group))
-    }
-    found = {
-        name: _found(group, HINDSIGHT if name in best else first.metric)
-        for name, group in by_evaluation.items()
-    }
-    everything = {str(name) for record in own for name in record.run.get("data_classes") or []}
-
-    controls = {name: _found(group, f"{first.metric}_untrained") for name, group in by_evaluation.items()}
-
-    def row(printed: Printed, classes: Sequence[str], part: bool = False) -> Row:
-        return Row(
-            printed,
-            list(classes),
-            {name: _number(found[name], classes) for name in evaluations},
-            {name: _number(controls[name], classes) for name in evaluations},
-            {
-                name: _interval(by_evaluation[name], classes) if areas and name not in chosen else None
-                for name in evaluations
-            },
-            chosen,
-            part,
-        )
+    own = [record for record in records if _is_of(record, first)]
+    groups = ([record for record in own if evaluation_of(record) == name] for name in evaluations)
+    ours = {name: _reached(group, first.metric) for name, group in zip(evaluations, groups, strict=True)}
 
     single = [one for one in theirs if one.cls not in NO_CLASSES]
-    rows = [row(one, [one.cls]) for one in single]
-    rows += [row(one, ["overall"]) for one in theirs if one.cls == "overall"]
-    rows += [row(one, sorted({c for f in found.values() for c in f})) for one in theirs if one.cls == "any"]
+    rows = [_row(one, [one.cls], ours) for one in single]
+    rows += [_row(one, ["overall"], ours) for one in theirs if one.cls == "overall"]
+    ran = sorted({cls for one in ours.values() for cls in one.found})
+    rows += [_row(one, ran, ours) for one in theirs if one.cls == "any"]
     mean = next((one for one in theirs if one.cls == "mean"), None)
     if len(single) > 1 and first.protocol != "folder":
-        given = [set(numbers) for numbers in found.values() if numbers]
+        given = [one.found.keys() for one in ours.values() if one.found]
         shared = [one for one in single if all(one.cls in classes for classes in given)]
         if len(shared) > 1:
             whole = len(shared) == len(single)
-            rows.append(
-                row(mean if mean and whole else _mean(shared), [one.cls for one in shared], not whole)
-            )
+            printed = mean if mean and whole else _mean(shared)
+            rows.append(_row(printed, [one.cls for one in shared], ours, part=not whole))
     elif mean:
-        rows.append(row(mean, sorted(everything)))
+        everything = {str(name) for record in own for name in record.run.get("data_classes") or []}
+        rows.append(_row(mean, sorted(everything), ours))
     return rows
+
+
+def _is_of(record: Record, printed: Printed) -> bool:
+    """Whether a run is of the method, the data and the settings of a printed number."""
+    own = record.run["model"], record.run["data"], record.run["protocol"]
+    return own == (printed.model, printed.data, printed.protocol) and _holds(record, printed.settings)
+
+
+def _reached(records: list[Record], metric: str) -> Reached:
+    """What runs of one evaluation reached; the best of their hyper-parameters where the labels chose among these."""
+    best = _found(records, HINDSIGHT) if metric == "auroc" else {}
+    by_labels = metric in BY_THRESHOLD and any(map(in_hindsight, records))
+    control = _found(records, f"{metric}_untrained")
+    return Reached(records, best or _found(records, metric), control, bool(best) or by_labels)
+
+
+def _row(printed: Printed, classes: Sequence[str], ours: dict[str, Reached], part: bool = False) -> Row:
+    """A printed number and, by evaluation, what runs reached on the classes that it is of."""
+    plain = {name for name, one in ours.items() if printed.metric == "auroc" and not one.chosen}
+    return Row(
+        printed,
+        list(classes),
+        {name: _number(one.found, classes) for name, one in ours.items()},
+        {name: _number(one.control, classes) for name, one in ours.items()},
+        {name: _interval(one.records, classes) if name in plain else None for name, one in ours.items()},
+        {name for name, one in ours.items() if one.chosen},
+        part,
+    )
 
 
 def _mean(rows: Sequence[Printed]) -> Printed:

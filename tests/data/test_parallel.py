@@ -71,7 +71,7 @@ def test_unreadable_files_are_named_and_leave_nothing(ganomaly, cache_files):
         SettingError, match=r"^2 of 11 image files cannot be read: .*broken\.png.*short\.png"
     ) as error:
         folder.load(root=ganomaly)
-    assert "Remove or repair" in str(error.value)
+    assert "remove or repair" in str(error.value)
     assert "\n" not in str(error.value)
     assert cache_files() == {}
 
