@@ -12,19 +12,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from anomaly_bench.data.dataset import resized
-from anomaly_bench.detector import Batch, Detector, Rows, Stage
+from anomaly_bench.detector import Detector, Rows, Stage
 from anomaly_bench.training.scoring import score_rows
 from anomaly_bench.training.trainer import Trainer
-
-
-def noise(number: int = 8, shape: tuple[int, ...] = (1, 16, 16), seed: int = 1) -> Tensor:
-    """Rows `[number, *shape]`, uniform on [-1, 1]."""
-    return torch.rand(number, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def batch(x: Tensor) -> Batch:
-    """The rows as the first of the training set."""
-    return Batch(x, torch.arange(len(x)))
 
 
 def first_stage(detector: Detector, x: Tensor) -> Stage:

@@ -4,21 +4,14 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
+from steps import batch_of, noise
 from torch import Tensor, nn
 
 from anomaly_bench.data.dataset import resized
-from anomaly_bench.detector import Batch, Detector, Stage
+from anomaly_bench.detector import Detector, Stage
 from anomaly_bench.rows import Rows
 from anomaly_bench.training.scoring import score_rows
 from anomaly_bench.training.trainer import Trainer
-
-
-def noise(number: int, shape: tuple[int, ...]) -> Tensor:
-    return torch.rand(number, *shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-
-def batch_of(x: Tensor) -> Batch:
-    return Batch(x, torch.arange(len(x)))
 
 
 def stage_of(detector: Detector, shape: tuple[int, ...], number: int = 0) -> Stage:
@@ -45,19 +38,6 @@ def what_moves(detector: Detector, shape: tuple[int, ...], still: int, number: i
     before = {name: weights_of(module) for name, module in detector.named_children()}
     stage.step(batch_of(noise(16, shape)))
     return {name for name, module in detector.named_children() if moved(module, before[name])}
-
-
-def assert_same_weights(ours: nn.Module, theirs: nn.Module) -> None:
-    """Weights equal to 1e-5, where the gradient is more than rounding, which Adam blows up to a full step."""
-    compared = total = 0
-    for (name, our), their in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert their.grad is not None, name
-        clear = (their.grad.abs() > 1e-7) | (their.grad == 0)
-        torch.testing.assert_close(
-            our[clear], their[clear], atol=1e-5, rtol=0, msg=lambda said, n=name: n + said
-        )
-        compared, total = compared + int(clear.sum()), total + clear.numel()
-    assert compared > 0.9 * total
 
 
 def auroc_on_digits(detector: Detector, size: int | None) -> tuple[float, float]:

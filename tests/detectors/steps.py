@@ -12,12 +12,13 @@ from anomaly_bench.training.scoring import score_rows
 from anomaly_bench.training.trainer import Trainer
 
 
-def images(n: int, shape: tuple[int, ...]) -> Tensor:
-    """Noise in [-1, 1], the same every time."""
-    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+def noise(number: int = 8, shape: tuple[int, ...] = (1, 16, 16), seed: int = 1) -> Tensor:
+    """Rows `[number, *shape]`, uniform on [-1, 1], the same every time."""
+    return torch.rand(number, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def batch_of(x: Tensor) -> Batch:
+    """The rows as the first of the training set."""
     return Batch(x, torch.arange(len(x)))
 
 
@@ -42,12 +43,14 @@ def networks(names: set[str]) -> set[str]:
 
 def assert_same_weights(ours: nn.Module, theirs: nn.Module) -> None:
     """Equal to 1e-5 where the last gradient is more than rounding, which adaptive steps blow up to full ones."""
-    pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
-    scale = max(their.grad.abs().max() for _, their in pairs)
+    pairs = list(zip(ours.named_parameters(), theirs.parameters(), strict=True))
     compared = 0
-    for our, their in pairs:
-        clear = their.grad.abs() > 1e-4 * scale
-        torch.testing.assert_close(our[clear], their[clear], rtol=0, atol=1e-5)
+    for (name, our), their in pairs:
+        assert their.grad is not None, name
+        clear = their.grad.abs() > max(1e-7, 1e-4 * float(their.grad.abs().max()))
+        torch.testing.assert_close(
+            our[clear], their[clear], rtol=0, atol=1e-5, msg=lambda said, n=name: f"{n}: {said}"
+        )
         compared += int(clear.sum())
     assert compared > 0.5 * sum(int(their.grad.count_nonzero()) for _, their in pairs)
 

@@ -7,9 +7,9 @@ from steps import (
     auroc_before_and_after,
     batch_of,
     descend_plainly,
-    images,
     moved,
     networks,
+    noise,
     stage_of,
 )
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ def small(shape: tuple[int, ...] = SHAPE, **settings) -> AAE:
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 32, 32), (1, 64, 64), (3, 64, 64)])
 def test_shapes(shape: tuple[int, ...]) -> None:
-    detector, x = small(shape).eval(), images(3, shape)
+    detector, x = small(shape).eval(), noise(3, shape)
     score, residual, reconstruction, code = detector.explain(x)
     assert score.shape == (3,)
     assert residual.shape == (3, *shape[1:])
@@ -60,7 +60,7 @@ def critic_loss(criticise, real: Tensor, fake: Tensor, adversary: str) -> Tensor
 @pytest.mark.parametrize("adversary", ["wgan", "gan"])
 @pytest.mark.parametrize("w_code", [0.5, 0.0])
 def test_one_step_is_that_of_the_code(adversary: str, w_code: float) -> None:
-    detector, x = small(adversary=adversary, w_code=w_code), images(8, SHAPE)
+    detector, x = small(adversary=adversary, w_code=w_code), noise(8, SHAPE)
     encode, generate, criticise = (
         copy.deepcopy(n).train() for n in (detector.encode, detector.generate, detector.criticise)
     )
@@ -111,14 +111,14 @@ def test_one_step_is_that_of_the_code(adversary: str, w_code: float) -> None:
 
 def test_the_constraint_reaches_encoder_and_generator() -> None:
     detector = small().train()
-    _, constraint = detector.autoencoder_losses(images(8, SHAPE))
+    _, constraint = detector.autoencoder_losses(noise(8, SHAPE))
     for network in (detector.encode, detector.generate):
         gradients = torch.autograd.grad(constraint, list(network.parameters()), retain_graph=True)
         assert sum(g.abs().sum() for g in gradients) > 0
 
 
 def test_all_networks_move_and_the_critic_more_often_in_the_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector, batch = small(), batch_of(images(8, SHAPE))
+    detector, batch = small(), batch_of(noise(8, SHAPE))
     names = moved(detector, stage_of(detector, 1, SHAPE).step, batch)
     assert networks(names) == {"encode", "generate", "criticise"}
     losses, calls = detector.critic_loss, []
@@ -137,7 +137,7 @@ def test_both_stages_make_all_epochs() -> None:
 
 
 def test_the_score_is_the_mean_residual() -> None:
-    detector, x = small().eval(), images(5, SHAPE)
+    detector, x = small().eval(), noise(5, SHAPE)
     rebuilt = detector.generate(detector.encode(x))
     expected = torch.stack([(x[i] - rebuilt[i]).abs().mean() for i in range(5)])
     torch.testing.assert_close(detector.score(x), expected)

@@ -7,9 +7,9 @@ from steps import (
     auroc_before_and_after,
     batch_of,
     descend_plainly,
-    images,
     moved,
     networks,
+    noise,
     stage_of,
 )
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ def searchable(**settings) -> ADGAN:
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 32, 32), (1, 64, 64), (3, 64, 64), (1, 24, 40)])
 def test_shapes(shape: tuple[int, ...]) -> None:
-    detector, x = small(shape, descent_steps=1).eval(), images(3, shape)
+    detector, x = small(shape, descent_steps=1).eval(), noise(3, shape)
     score, residual, reconstruction, _ = detector.explain(x)
     assert score.shape == (3,)
     assert residual.shape == (3, *shape[1:])
@@ -57,7 +57,7 @@ def test_filters_at_32_pixels_are_those_of_the_geotrans_code() -> None:
 
 
 def test_one_step_is_algorithm_1_of_wgan_gp() -> None:
-    detector, x = small(n_critic=2, lr=1e-3, lambda_gp=7.0), images(8, SHAPE)
+    detector, x = small(n_critic=2, lr=1e-3, lambda_gp=7.0), noise(8, SHAPE)
     generate, criticise = (copy.deepcopy(n).train() for n in (detector.generate, detector.criticise))
     stage = stage_of(detector, 0, SHAPE)
     torch.manual_seed(5)
@@ -91,7 +91,7 @@ def test_one_step_is_algorithm_1_of_wgan_gp() -> None:
 def test_a_step_moves_both_networks_and_leaves_the_start() -> None:
     detector = small()
     start = detector.start.clone()
-    names = moved(detector, stage_of(detector, 0, SHAPE).step, batch_of(images(8, SHAPE)))
+    names = moved(detector, stage_of(detector, 0, SHAPE).step, batch_of(noise(8, SHAPE)))
     assert networks(names) == {"generate", "criticise"}
     assert torch.equal(detector.start, start)
 
@@ -110,7 +110,7 @@ def plain_search(detector: ADGAN, image: Tensor, z: Tensor) -> tuple[float, Tens
 
 @pytest.mark.parametrize("shape", [SHAPE, (3, 16, 16)])
 def test_search_is_one_descent_for_each_image_and_first_code(shape: tuple[int, ...]) -> None:
-    detector, x = searchable(shape=shape, n_seeds=3, g_lr=1e-2), images(4, shape)
+    detector, x = searchable(shape=shape, n_seeds=3, g_lr=1e-2), noise(4, shape)
     explained = detector.explain(x)
     for row, image in enumerate(x):
         searches = [plain_search(detector, image, z) for z in detector.start]
@@ -122,19 +122,19 @@ def test_search_is_one_descent_for_each_image_and_first_code(shape: tuple[int, .
 
 def test_the_generators_own_descent_leaves_less() -> None:
     still, moving = searchable(g_lr=0.0, descent_steps=5), searchable(g_lr=1e-2, descent_steps=5)
-    x = images(4, SHAPE)
+    x = noise(4, SHAPE)
     assert (moving.score(x) < 0.98 * still.score(x)).all()
 
 
 def test_score_is_pure_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector, x = searchable(), images(9, SHAPE)
+    detector, x = searchable(), noise(9, SHAPE)
     before = copy.deepcopy(detector.state_dict())
     together = detector.score(x)
     monkeypatch.setattr(adgan, "COPIES", 4)
     torch.testing.assert_close(detector.score(x), together)
     torch.testing.assert_close(detector.score(x.flip(0)).flip(0), together)
     with torch.inference_mode():
-        torch.testing.assert_close(detector.score(images(9, SHAPE)), together)
+        torch.testing.assert_close(detector.score(noise(9, SHAPE)), together)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         torch.testing.assert_close(detector.score(x), together)
     assert all(torch.equal(tensor, before[name]) for name, tensor in detector.state_dict().items())

@@ -3,8 +3,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from autoencoding import assert_close, auroc, batch, before_and_after, first_stage, learn, mnist_root, noise
+from autoencoding import assert_close, auroc, before_and_after, first_stage, learn, mnist_root
 from scipy.ndimage import correlate1d
+from steps import batch_of, noise
 
 from anomaly_bench.data import public
 from anomaly_bench.detector import Rows
@@ -68,7 +69,7 @@ def test_one_update_equals_the_transcription(loss):
     detector = small(network="conv", width=4, loss=loss, lr=1e-3, eps=1e-7, weight_decay=0.1)
     plain, first = copy.deepcopy(detector).train(), copy.deepcopy(detector)
     x = noise()
-    losses = first_stage(detector, x).step(batch(x))
+    losses = first_stage(detector, x).step(batch_of(x))
 
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, eps=1e-7, weight_decay=0.1)
     rebuilt = plain.decode(plain.encode(x))

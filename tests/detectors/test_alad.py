@@ -2,7 +2,8 @@ import copy
 
 import pytest
 import torch
-from gans import assert_same_weights, auroc_on_digits, batch_of, noise, stage_of, what_moves
+from gans import auroc_on_digits, stage_of, what_moves
+from steps import assert_same_weights, batch_of, noise
 from torch import Tensor, nn
 
 from anomaly_bench.detectors.alad import ALAD

@@ -7,9 +7,9 @@ from steps import (
     auroc_before_and_after,
     batch_of,
     descend_plainly,
-    images,
     moved,
     networks,
+    noise,
     stage_of,
 )
 
@@ -29,7 +29,7 @@ def small(shape: tuple[int, ...] = SHAPE, **settings) -> ALOCC:
     "shape", [(1, 28, 28), (3, 32, 32), (1, 33, 33), (1, 45, 45), (3, 64, 64), (2, 32, 50)]
 )
 def test_any_size_is_taken_and_rebuilt(shape: tuple[int, ...]) -> None:
-    detector, x = small(shape).eval(), images(3, shape)
+    detector, x = small(shape).eval(), noise(3, shape)
     score, residual, reconstruction, features = detector.explain(x)
     assert score.shape == (3,)
     assert residual.shape == (3, *shape[1:])
@@ -62,7 +62,7 @@ def test_filters_are_the_official_ones() -> None:
 
 @pytest.mark.parametrize("refiner_steps", [1, 2])
 def test_one_step_is_the_papers_equations_in_the_codes_order(refiner_steps: int) -> None:
-    detector, x = small(refiner_steps=refiner_steps, lambda_=0.7, sigma=0.2), images(8, SHAPE)
+    detector, x = small(refiner_steps=refiner_steps, lambda_=0.7, sigma=0.2), noise(8, SHAPE)
     refine, discriminate = (copy.deepcopy(n).train() for n in (detector.refine, detector.discriminate))
     stage = stage_of(detector, 0, SHAPE)
     torch.manual_seed(5)
@@ -93,7 +93,7 @@ def test_one_step_is_the_papers_equations_in_the_codes_order(refiner_steps: int)
 
 def test_a_step_moves_both_networks() -> None:
     detector = small()
-    names = moved(detector, stage_of(detector, 0, SHAPE).step, batch_of(images(8, SHAPE)))
+    names = moved(detector, stage_of(detector, 0, SHAPE).step, batch_of(noise(8, SHAPE)))
     taken_off_by_batch_norm = {f"refine.{i}.bias" for i in (0, 3, 6, 9, 12)} | {
         f"discriminate.features.{i}.bias" for i in (2, 5, 8)
     }
@@ -102,7 +102,7 @@ def test_a_step_moves_both_networks() -> None:
 
 def test_the_refiners_update_leaves_the_discriminator_alone() -> None:
     detector = small().train()
-    x = (images(8, SHAPE) + 1) / 2
+    x = (noise(8, SHAPE) + 1) / 2
     r = torch.optim.SGD(detector.refine.parameters(), lr=0.1)
     names = moved(detector, lambda b: detector.refiner_update(r, x, detector.refine(x)), batch_of(x))
     assert networks(names) == {"refine"}
@@ -110,7 +110,7 @@ def test_the_refiners_update_leaves_the_discriminator_alone() -> None:
 
 @pytest.mark.parametrize("scored", ["refined", "plain"])
 def test_scores_are_high_where_the_discriminator_says_fake(scored: str) -> None:
-    detector, x = small(score=scored).eval(), images(6, SHAPE)
+    detector, x = small(score=scored).eval(), noise(6, SHAPE)
     judged = (x + 1) / 2
     if scored == "refined":
         judged = detector.refine(judged)

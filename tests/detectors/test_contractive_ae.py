@@ -2,7 +2,8 @@ import copy
 
 import pytest
 import torch
-from autoencoding import assert_close, batch, before_and_after, first_stage, noise
+from autoencoding import assert_close, before_and_after, first_stage
+from steps import batch_of, noise
 from torch.func import jacrev, vmap
 
 from anomaly_bench.detectors.contractive_ae import ContractiveAE
@@ -27,7 +28,7 @@ def test_one_update_equals_the_transcription():
     detector = small(lambda_=0.8)
     plain, first = copy.deepcopy(detector), copy.deepcopy(detector)
     x = noise(8, (1, 4, 4))
-    losses = first_stage(detector, x).step(batch(x))
+    losses = first_stage(detector, x).step(batch_of(x))
 
     w, b, c = plain.net.weights[0], plain.net.up[0], plain.net.down[0]
     optimizer = torch.optim.Adam([w, b, c], lr=1e-3)
@@ -78,7 +79,7 @@ def test_lambda_contracts(hidden):
         detector = small(hidden=hidden, lambda_=lambda_, lr=1e-2)
         step = first_stage(detector, x).step
         for _ in range(60):
-            step(batch(x))
+            step(batch_of(x))
         norms[lambda_] = jacobian_norms(detector, (x.flatten(1) + 1) / 2).mean().item()
     assert norms[10.0] < 0.5 * norms[0.0]
 
@@ -95,7 +96,7 @@ def test_score_is_the_squared_error_of_pixels_on_0_to_1():
 
 def test_rows_are_rebuilt_without_a_sigmoid_by_their_squared_error():
     detector, x = small((7,)), noise(5, (7,)) * 9
-    losses = first_stage(detector, x).step(batch(x))
+    losses = first_stage(detector, x).step(batch_of(x))
     fresh = small((7,))
     with torch.no_grad():
         rebuilt = fresh.explain(x).reconstruction

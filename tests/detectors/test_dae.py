@@ -2,7 +2,8 @@ import copy
 
 import pytest
 import torch
-from autoencoding import assert_close, batch, before_and_after, first_stage, noise
+from autoencoding import assert_close, before_and_after, first_stage
+from steps import batch_of, noise
 
 from anomaly_bench.detectors.dae import DAE
 from anomaly_bench.errors import SettingError
@@ -20,7 +21,7 @@ def test_one_update_rebuilds_the_clean_rows(corruption):
     x = noise()
     step = first_stage(detector, x).step
     torch.manual_seed(5)
-    losses = step(batch(x))
+    losses = step(batch_of(x))
 
     torch.manual_seed(5)
     if corruption == "masking":

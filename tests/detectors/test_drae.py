@@ -3,7 +3,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from autoencoding import assert_close, auroc, batch, before_and_after, digits, first_stage, learn, noise
+from autoencoding import assert_close, auroc, before_and_after, digits, first_stage, learn
+from steps import batch_of, noise
 
 from anomaly_bench.detector import Rows
 from anomaly_bench.detectors.drae import DRAE, parted
@@ -70,7 +71,7 @@ def test_one_update_equals_the_transcription():
     detector = small(network="conv", width=4, lambda_=30.0)
     plain, first = copy.deepcopy(detector).train(), copy.deepcopy(detector)
     x = noise(16)
-    losses = first_stage(detector, x).step(batch(x))
+    losses = first_stage(detector, x).step(batch_of(x))
 
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, eps=1e-7, weight_decay=5e-4)
     errors = ((x - plain.decode(plain.encode(x))) ** 2).sum((1, 2, 3))
@@ -94,7 +95,7 @@ def test_rows_of_the_upper_group_are_not_rebuilt():
     other = x.clone()
     other[5, :, ::2] = -1.0
     for detector, rows in zip(detectors, (x, other), strict=True):
-        first_stage(detector, rows).step(batch(rows))
+        first_stage(detector, rows).step(batch_of(rows))
     for a, b in zip(*(detector.parameters() for detector in detectors), strict=True):
         assert_close(a, b, atol=1e-5)
 

@@ -3,7 +3,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from autoencoding import auroc, batch, digits, first_stage, learn, noise
+from autoencoding import auroc, digits, first_stage, learn
+from steps import batch_of, noise
 from torch.nn.functional import log_softmax
 
 from anomaly_bench.detector import Rows
@@ -40,7 +41,7 @@ def test_two_updates_equal_the_transcription(optimizer):
         theirs = torch.optim.Adam(plain.net.parameters(), lr=1e-3, eps=1e-7)
     views = Transformations((3, 16, 16), "ra+ia+pr").views(x).unflatten(0, (40, 111))
     for turn in range(2):
-        losses = stage.step(batch(x))
+        losses = stage.step(batch_of(x))
         t = order[:, turn]
         logits = plain.net(views[torch.arange(40), t])
         loss = -log_softmax(logits, 1)[torch.arange(40), t].mean()

@@ -3,9 +3,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from autoencoding import auroc, batch, digits, first_stage, learn, mnist_root, noise
+from autoencoding import auroc, digits, first_stage, learn, mnist_root
 from scipy.optimize import minimize
 from scipy.special import gammaln
+from steps import batch_of, noise
 from torch.nn.functional import log_softmax
 
 from anomaly_bench.data.public import load
@@ -89,7 +90,7 @@ def test_one_update_equals_the_transcription():
     assert stage.epochs == 3 * 72
     assert stage.batch_size == 40
     t = detector.order[:, 0].long()
-    losses = stage.step(batch(x))
+    losses = stage.step(batch_of(x))
 
     optimizer = torch.optim.Adam(plain.net.parameters(), lr=1e-3, eps=1e-7)
     seen = Transformations((1, 16, 16)).views(x).unflatten(0, (40, 72))[torch.arange(40), t]
@@ -113,7 +114,7 @@ def test_a_round_shows_every_image_in_every_way_once():
     assert stage.epochs == 16
     order = detector.order.clone()
     for _ in range(8):
-        stage.step(batch(x))
+        stage.step(batch_of(x))
     assert torch.equal(order.sort(1).values, torch.arange(8, dtype=torch.uint8).expand(10, 8))
     assert torch.equal(detector.order, order)
     assert detector.turn.tolist() == [8] * 10

@@ -3,7 +3,8 @@ import math
 
 import pytest
 import torch
-from autoencoding import assert_close, batch, before_and_after, first_stage, noise
+from autoencoding import assert_close, before_and_after, first_stage
+from steps import batch_of, noise
 from torch.nn.functional import cosine_similarity
 
 from anomaly_bench.detectors.memae import MemAE
@@ -33,7 +34,7 @@ def test_one_update_equals_the_transcription(query):
     detector = small(query=query, alpha=0.3, kernels=(3, 3, 3))
     plain, first = copy.deepcopy(detector).train(), copy.deepcopy(detector)
     x = noise()
-    losses = first_stage(detector, x).step(batch(x))
+    losses = first_stage(detector, x).step(batch_of(x))
 
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
     z = plain.encode(x)  # [8, 4, 2, 2]

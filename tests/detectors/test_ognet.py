@@ -7,9 +7,9 @@ from steps import (
     auroc_before_and_after,
     batch_of,
     descend_plainly,
-    images,
     moved,
     networks,
+    noise,
     stage_of,
 )
 from torch.nn.functional import binary_cross_entropy
@@ -34,7 +34,7 @@ def entropy(logits: torch.Tensor, target: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 33, 33), (3, 64, 64), (1, 20, 45)])
 def test_any_size_is_taken_and_rebuilt(shape: tuple[int, ...]) -> None:
-    detector, x = small(shape).eval(), images(2, shape)
+    detector, x = small(shape).eval(), noise(2, shape)
     score, residual, reconstruction, features = detector.explain(x)
     assert score.shape == (2,)
     assert residual.shape == (2, *shape[1:])
@@ -60,7 +60,7 @@ def test_layers_at_45_pixels_are_the_official_ones() -> None:
 
 
 def test_one_step_of_phase_1() -> None:
-    detector, x = small(sigma=0.3, w_adv=0.25), images(8, SHAPE)
+    detector, x = small(sigma=0.3, w_adv=0.25), noise(8, SHAPE)
     rebuild, discriminate = (copy.deepcopy(n).train() for n in (detector.rebuild, detector.discriminate))
     stage = stage_of(detector, 0, SHAPE)
     torch.manual_seed(5)
@@ -88,7 +88,7 @@ def test_one_step_of_phase_1() -> None:
 
 
 def test_one_step_of_phase_2() -> None:
-    detector, x = small(w_old=0.2, w_new=0.7, finetune_lr=1e-3), images(12, SHAPE)
+    detector, x = small(w_old=0.2, w_new=0.7, finetune_lr=1e-3), noise(12, SHAPE)
     for p in detector.rebuild_old.parameters():
         torch.nn.init.normal_(p, std=0.2)
     stage = stage_of(detector, 2, SHAPE)
@@ -118,7 +118,7 @@ def test_one_step_of_phase_2() -> None:
 
 
 def test_each_phase_moves_its_own_networks() -> None:
-    detector, batch = small(), batch_of(images(12, SHAPE))
+    detector, batch = small(), batch_of(noise(12, SHAPE))
     assert networks(moved(detector, stage_of(detector, 0, SHAPE).step, batch)) == {"rebuild", "discriminate"}
     stage = stage_of(detector, 2, SHAPE)
     averages = {name: b.clone() for name, b in detector.rebuild.named_buffers()}
@@ -127,7 +127,7 @@ def test_each_phase_moves_its_own_networks() -> None:
 
 
 def test_phase_2_ends_after_its_steps_whatever_the_epoch() -> None:
-    detector, batch = small(finetune_steps=2), batch_of(images(12, SHAPE))
+    detector, batch = small(finetune_steps=2), batch_of(noise(12, SHAPE))
     step = stage_of(detector, 2, SHAPE).step
     step(batch)
     assert moved(detector, step, batch)
@@ -138,7 +138,7 @@ def test_phase_2_ends_after_its_steps_whatever_the_epoch() -> None:
 
 
 def test_the_old_generator_is_the_one_after_the_first_epochs() -> None:
-    rows = Rows(((images(24, SHAPE) + 1) * 127).to(torch.uint8))
+    rows = Rows(((noise(24, SHAPE) + 1) * 127).to(torch.uint8))
     detector = small(batch_size=8, epochs=2, old_epochs=1)
     trainer = Trainer(device="cpu", precision="fp32")
     trainer.learn(detector, rows, seed=0)
@@ -160,7 +160,7 @@ def test_stages_count_epochs_and_rows() -> None:
 
 
 def test_scores_are_high_where_the_discriminator_says_fake() -> None:
-    detector, x = small().eval(), images(5, SHAPE)
+    detector, x = small().eval(), noise(5, SHAPE)
     torch.testing.assert_close(detector.score(x), detector.discriminate(detector.rebuild(x)))
 
 

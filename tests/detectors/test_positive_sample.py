@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
-from steps import assert_same_weights, batch_of, descend_plainly, images, moved, networks, stage_of
+from steps import assert_same_weights, batch_of, descend_plainly, moved, networks, noise, stage_of
 
 from anomaly_bench.data.dataset import resized
 from anomaly_bench.detector import Rows
@@ -24,7 +24,7 @@ def small(shape: tuple[int, ...] = SHAPE, **settings) -> PositiveSample:
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 32, 32), (1, 64, 64), (3, 64, 64)])
 def test_shapes(shape: tuple[int, ...]) -> None:
-    detector, x = small(shape).eval(), images(3, shape)
+    detector, x = small(shape).eval(), noise(3, shape)
     score, gaps, reconstruction, features = detector.explain(x)
     assert score.shape == (3,)
     assert gaps.shape == (3, *shape[1:])
@@ -47,7 +47,7 @@ def test_filters_are_those_of_the_context_encoder(size: int, filters: list[int])
 
 
 def test_one_step_is_the_papers_equations() -> None:
-    detector, x = small(lambda_=3.0), images(8, SHAPE)
+    detector, x = small(lambda_=3.0), noise(8, SHAPE)
     repair, discriminate = (copy.deepcopy(n).train() for n in (detector.repair, detector.discriminate))
     stage = stage_of(detector, 0, SHAPE)
     torch.manual_seed(5)
@@ -76,7 +76,7 @@ def test_one_step_is_the_papers_equations() -> None:
 
 def test_a_step_moves_both_networks() -> None:
     detector = small()
-    names = moved(detector, stage_of(detector, 0, SHAPE).step, batch_of(images(8, SHAPE)))
+    names = moved(detector, stage_of(detector, 0, SHAPE).step, batch_of(noise(8, SHAPE)))
     assert networks(names) == {"repair", "discriminate"}
 
 
@@ -106,7 +106,7 @@ def test_the_number_of_defects_is_random_and_at_least_one() -> None:
 
 
 def test_patterns_are_local_binary_patterns_of_grey_levels() -> None:
-    x = images(2, (3, 5, 6))
+    x = noise(2, (3, 5, 6))
     grey = torch.round((x.mean(1) + 1) * 127.5)
     around = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))
     found = patterns(x)
@@ -116,13 +116,13 @@ def test_patterns_are_local_binary_patterns_of_grey_levels() -> None:
             neighbour = grey[n, min(max(i + di, 0), 4), min(max(j + dj, 0), 5)]
             code += int(neighbour >= grey[n, i, j]) << bit
         assert found[n, i, j] == code
-    flat = torch.full((1, 1, 4, 4), 0.2) + 1e-4 * images(1, (1, 4, 4))
+    flat = torch.full((1, 1, 4, 4), 0.2) + 1e-4 * noise(1, (1, 4, 4))
     assert (patterns(flat) == 255).all()
 
 
 @pytest.mark.parametrize(("window", "top"), [(1, 0.0), (3, 0.25), (5, 1.0)])
 def test_map_is_the_gap_to_the_nearest_pattern_around(window: int, top: float) -> None:
-    detector, x, y = small(window=window, top=top), images(2, SHAPE), images(4, SHAPE)[2:]
+    detector, x, y = small(window=window, top=top), noise(2, SHAPE), noise(4, SHAPE)[2:]
     score, gaps = detector.compare(x, y)
     ours, theirs, reach = patterns(x), patterns(y), window // 2
     for n, i, j in np.ndindex(2, 16, 16):
@@ -133,7 +133,7 @@ def test_map_is_the_gap_to_the_nearest_pattern_around(window: int, top: float) -
 
 
 def test_augmented_images_are_turned_and_stay_in_range() -> None:
-    x = images(20, (3, 32, 32))
+    x = noise(20, (3, 32, 32))
     torch.manual_seed(0)
     turned = augmented(x)
     assert turned.shape == x.shape
@@ -142,7 +142,7 @@ def test_augmented_images_are_turned_and_stay_in_range() -> None:
     flat = torch.full((5, 1, 16, 16), 0.3)
     torch.testing.assert_close(augmented(flat), flat)
     detector = small(augment=True)
-    losses = stage_of(detector, 0, SHAPE).step(batch_of(images(8, SHAPE)))
+    losses = stage_of(detector, 0, SHAPE).step(batch_of(noise(8, SHAPE)))
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 

@@ -3,8 +3,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from autoencoding import assert_close, auroc, batch, before_and_after, digits, first_stage, learn, noise
+from autoencoding import assert_close, auroc, before_and_after, digits, first_stage, learn
 from scipy.optimize import minimize
+from steps import batch_of, noise
 
 from anomaly_bench.detector import Rows
 from anomaly_bench.detectors.rda import RDA, prox
@@ -58,7 +59,7 @@ def test_one_update_learns_from_x_minus_s():
     step = first_stage(detector, x).step
     detector.S = torch.rand(8, 16) * 0.3
     plain, first = copy.deepcopy(detector), copy.deepcopy(detector)
-    losses = step(batch(x.flip(0))._replace(index=torch.arange(7, -1, -1)))
+    losses = step(batch_of(x.flip(0))._replace(index=torch.arange(7, -1, -1)))
 
     (w1, w2), (b1, b2), (c1, c2) = plain.net.weights, plain.net.up, plain.net.down
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)

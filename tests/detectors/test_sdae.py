@@ -2,7 +2,8 @@ import copy
 
 import pytest
 import torch
-from autoencoding import assert_close, batch, before_and_after, digits, first_stage, learn, noise
+from autoencoding import assert_close, before_and_after, digits, first_stage, learn
+from steps import batch_of, noise
 
 from anomaly_bench.detector import Rows
 from anomaly_bench.detectors.sdae import SDAE
@@ -41,7 +42,7 @@ def test_an_update_of_each_layer_equals_the_transcription(layer):
     plain, first = copy.deepcopy(detector), copy.deepcopy(detector)
     stage = walked(detector, x)[layer]
     torch.manual_seed(5)
-    losses = stage.step(batch(x))
+    losses = stage.step(batch_of(x))
 
     torch.manual_seed(5)
     h = (x.reshape(8, 16) + 1) / 2
@@ -64,7 +65,7 @@ def test_an_update_of_each_layer_equals_the_transcription(layer):
 def test_an_update_of_the_whole_is_uncorrupted_and_moves_everything():
     detector, x = small(), noise(8, (1, 4, 4))
     plain, first = copy.deepcopy(detector), copy.deepcopy(detector)
-    losses = walked(detector, x)[-1].step(batch(x))
+    losses = walked(detector, x)[-1].step(batch_of(x))
 
     (w1, w2), (b1, b2), (c1, c2) = plain.net.weights, plain.net.up, plain.net.down
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
@@ -103,7 +104,7 @@ def test_rows_have_a_linear_decoder_at_the_bottom_only():
     first_stage(detector, x)
     stages = walked(detector, x)
     torch.manual_seed(5)
-    loss = stages[0].step(batch(x))["reconstruction"].item()
+    loss = stages[0].step(batch_of(x))["reconstruction"].item()
     torch.manual_seed(5)
     w, b, c = plain.net.weights[0], plain.net.up[0], plain.net.down[0]
     with torch.no_grad():

@@ -5,8 +5,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from autoencoding import assert_close, auroc, batch, digits, first_stage, noise
+from autoencoding import assert_close, auroc, digits, first_stage
 from sklearn.svm import OneClassSVM
+from steps import batch_of, noise
 
 from anomaly_bench.detector import Rows
 from anomaly_bench.detectors.ocsvm import OCSVM
@@ -41,7 +42,7 @@ def test_one_update_equals_the_transcription():
     assert (stage.epochs, stage.batch_size, stage.scorable) == (1000, 8, False)
     plain, first = copy.deepcopy(detector).train(), copy.deepcopy(detector)
     torch.manual_seed(5)
-    losses = stage.step(batch(x))
+    losses = stage.step(batch_of(x))
 
     torch.manual_seed(5)
     views = augment(torch.cat([x, x]), torch.rand(16, DRAWS), flip=True)
@@ -98,7 +99,7 @@ def test_the_rate_grows_and_falls():
 def test_the_rate_follows_the_updates_that_were_made():
     detector, x = small(lr=0.1, warm_up=2), noise(16, SHAPE)
     step = first_stage(detector, x).step
-    rates = [step(batch(x[:8]))["rate"].item() for _ in range(3)]
+    rates = [step(batch_of(x[:8]))["rate"].item() for _ in range(3)]
     assert rates == pytest.approx([0.1, 0.1 * (1 + 9 / 4), 0.1 * (1 + 18 / 4)])
     assert detector.state_dict()["steps"] == 3
 

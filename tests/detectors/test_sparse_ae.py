@@ -3,7 +3,8 @@ import math
 
 import pytest
 import torch
-from autoencoding import assert_close, batch, before_and_after, first_stage, noise
+from autoencoding import assert_close, before_and_after, first_stage
+from steps import batch_of, noise
 from torch.distributions import Bernoulli, kl_divergence
 
 from anomaly_bench.detectors.sparse_ae import SparseAE, kl
@@ -23,7 +24,7 @@ def test_one_update_equals_the_transcription():
     detector = small(beta=0.7, lambda_=0.2, rho=0.1)
     plain, first = copy.deepcopy(detector), copy.deepcopy(detector)
     x = noise(16, (1, 8, 8))
-    losses = first_stage(detector, x).step(batch(x))
+    losses = first_stage(detector, x).step(batch_of(x))
 
     (w1, b1), (w2, b2) = (layer.parameters() for layer in (plain.up, plain.down))
     optimizer = torch.optim.Adam([w1, b1, w2, b2], lr=1e-3)
@@ -68,7 +69,7 @@ def test_sparsity_lowers_the_activations_towards_rho():
         detector = small(beta=beta, lr=3e-2)
         step = first_stage(detector, x).step
         for _ in range(150):
-            step(batch(x))
+            step(batch_of(x))
         with torch.no_grad():
             means[beta] = detector.explain(x).features.mean(0)
     assert (means[3.0] - 0.05).abs().max() < 0.03

@@ -4,9 +4,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from autoencoding import auroc, batch, digits, learn, noise
+from autoencoding import auroc, digits, learn
 from safetensors.torch import save_file
-from steps import assert_same_weights
+from steps import assert_same_weights, batch_of, noise
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.models import resnet18
@@ -51,7 +51,7 @@ def described(net, x: Tensor, p: int = 17) -> Tensor:
 def changed(detector, step, x: Tensor) -> set[str]:
     """The networks whose weights a step changes, by the first three parts of their names."""
     before = {name: p.detach().clone() for name, p in detector.named_parameters()}
-    step(batch(x))
+    step(batch_of(x))
     names = [name for name, p in detector.named_parameters() if not torch.equal(p, before[name])]
     return {".".join(name.split(".")[:3]).removesuffix(".layers") for name in names}
 
@@ -81,7 +81,7 @@ def test_a_teacher_alone_learns_as_the_transcription(compactness):
     assert stage.epochs == 40  # one step an epoch
     plain = copy.deepcopy(detector.scales[0].teacher)
     torch.manual_seed(5)
-    losses = stage.step(batch(x))
+    losses = stage.step(batch_of(x))
 
     torch.manual_seed(5)
     top, left = random_pixels(x)
@@ -118,7 +118,7 @@ def test_a_distilled_teacher_learns_what_the_resnet_says(resnet):
     stage = stages(detector, x)[0]
     plain = copy.deepcopy(detector.scales[0])
     torch.manual_seed(5)
-    losses = stage.step(batch(x))
+    losses = stage.step(batch_of(x))
 
     torch.manual_seed(5)
     patches = patches_at(x, *random_pixels(x), 17)
@@ -164,7 +164,7 @@ def learned_stages(detector, x: Tensor) -> list[Stage]:
     detector.train()
     for stage in detector.stages(Rows(x)):
         for _ in range(stage.epochs):
-            stage.step(batch(x))
+            stage.step(batch_of(x))
         found.append(stage)
     return found
 
@@ -178,7 +178,7 @@ def test_students_learn_as_the_transcription_and_nothing_else_moves():
     assert (stage.epochs, stage.batch_size) == (100, 8)
     scale = copy.deepcopy(detector.scales[0])
     rows = torch.tensor([4, 9, 13, 19])  # the second and the last are held out
-    losses = stage.step(batch(x[rows])._replace(index=rows))
+    losses = stage.step(batch_of(x[rows])._replace(index=rows))
 
     optimizer = torch.optim.Adam(scale.students.parameters(), lr=1e-4, weight_decay=1e-5)
     target = ((described(scale.teacher, x[[4, 13]]) - scale.mean) / scale.std).detach()

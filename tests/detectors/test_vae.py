@@ -3,7 +3,8 @@ import math
 
 import pytest
 import torch
-from autoencoding import assert_close, batch, before_and_after, first_stage, noise
+from autoencoding import assert_close, before_and_after, first_stage
+from steps import batch_of, noise
 from torch.distributions import Normal, kl_divergence
 
 from anomaly_bench.detectors.vae import VAE, kl
@@ -39,7 +40,7 @@ def test_one_update_equals_the_transcription_of_the_bound(likelihood):
     x = noise()
     step = first_stage(detector, x).step
     torch.manual_seed(5)
-    losses = step(batch(x))
+    losses = step(batch_of(x))
 
     torch.manual_seed(5)
     optimizer = torch.optim.Adam([*plain.encode.parameters(), *plain.decode.parameters()], lr=1e-3)
