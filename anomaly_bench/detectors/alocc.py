@@ -25,7 +25,8 @@ Pixels are taken to [0, 1] first, R ends in a sigmoid. Where paper and official 
   and leaves the value to judgement; the code has none, and 0 is never.
 - `score`: the code tests D(x), the paper recommends D(R(x)).
 - The code tests with batch norm in training mode; `evaluation=as_published` does the same.
-- Biases of convolutions begin as PyTorch draws them, the code's at 0.
+- Biases of convolutions begin as PyTorch draws them, the code's at 0, and batch norm's scales at N(1, 0.02), the
+  code's at 1.
 
 Scores are the logits of these probabilities, -log(D / (1 - D)): the same order, and no two of them collapse
 where D is sure of itself.

@@ -23,7 +23,7 @@ without a map; training is 1,300 epochs by default, 250 for each of four layers,
 50 with centroids.
 
 Traps: A code of one unit finds the direction of the largest spread, which the scaling of columns decides: on
-thyroid F1 is .049 with columns on [0, 1] (`results/dagmm_thyroid`) and .618 with `data.scale=standard`
+thyroid F1 is .050 with columns on [0, 1] (`results/dagmm_thyroid`) and .618 with `data.scale=standard`
 (`results/dagmm_standard_scaled`). Where `model.w_cluster` outweighs the reconstruction, codes fall onto
 centroids and rows score alike: `cluster` in `losses.csv` goes to 0 while `reconstruction` rises. A row whose
 code is near a centroid counts as normal however badly it is rebuilt. `model.k` is not learned, and a centroid

@@ -32,8 +32,8 @@ Traps: Contrast normalisation removes the brightness and contrast of an image, s
 in nothing else cannot be seen. Collapse to the centre shows as `svdd` near 0 in `losses.csv` while scores
 hardly differ; a run warns where fewer than 10 % of them are distinct. Users of the PyTorch code found
 CIFAR-10 worse without pretraining (`model.pretrain_epochs=0`) and hard to match with it, and another's copy
-is up to 12 points below the paper there. `trainer.max_epochs` bounds each of four stages: at 10, 40 epochs
-are trained.
+is up to 12 points below the paper there. `trainer.max_epochs` bounds each of four stages, of five with the soft
+boundary: at 10, 40 or 50 epochs are trained.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -20,7 +20,8 @@ What is the code's, where the paper does not say:
 
 - `epochs` are passes over the images, rounded up to whole rounds of all operations: 250 is what the code's
   ceil(250 / 111) = 3 passes over 111 times as many images come to. An image gets its operations in an order of its
-  own, one in each pass, so that each is learned once a round, where the code shuffles all pairs.
+  own, one in each pass, so that each is learned once a round but for rows that fill no batch, where the code shuffles
+  all pairs.
 - `optimizer`: SGD with momentum 0.9 for MNIST and Fashion-MNIST, Adam for the others; learning rate and weight decay
   are the same.
 - A corner that a rotation leaves empty is 0, mid-grey: of a digit on black, its corners show the angle.

@@ -20,8 +20,8 @@ All follows the official code, of which:
 - The encoder ends in tanh, as in the paper, although that leaves about a third of N(0, 1) out of its reach in
   each entry of z; `encoder_output=none` is the paper's unconstrained encoder.
 - `ziz` is in the paper alone and sees no training image.
-- The encoder's RMSProp is TensorFlow's, whose mean squares begin at one, so that its first steps are short. The
-  numbers in `results/` were made with PyTorch's, whose first steps are the longest.
+- The encoder's RMSProp is TensorFlow's, whose mean squares begin at one, so that its first steps are short, where
+  PyTorch's are the longest.
 - Half of the training images are mirrored left to right (`flip`).
 - The code also prints the code distance |E(x) - E(G(E(x)))|^2 / d; the paper does not score by it, nor do we.
 - It leaves the last test images out where they do not fill a batch; here all are scored.

@@ -21,7 +21,8 @@ What is the code's, where the paper does not say, or where they differ:
 - `score_by`: the paper scores by Dirichlet distributions; the simple score stands in the code, but is commented out.
 - `epochs` are passes over the training images, rounded up to whole rounds of all transformations: 200 is what the
   code's ceil(200 / 72) = 3 passes over 72 times as many images come to. An image gets its transformations in an order
-  of its own, one in each pass, so that each is learned once a round, where the code shuffles all pairs.
+  of its own, one in each pass, so that each is learned once a round but for rows that fill no batch, where the code
+  shuffles all pairs.
 - `shift`: 8 pixels at 32, 16 at 64: a quarter of the side. Without shifts, 8 transformations are left, which are the
   code's SimpleTransformer.
 - The network is WRN-10-4; at 64 pixels, for cats and dogs, WRN-16-8 (`depth=16 widen_factor=8`).

@@ -19,10 +19,15 @@ every item; hence lambda = 1/N, the least of the paper's range, where the code h
 convolution has a kernel of 1, as re-implementations agree; its mirror would leave three of four pixels without
 input, so every kernel of the decoder is 3. Neither says how long images are learned; ours is the video code's.
 
+The other rows of the paper's Table 1 are settings, as we read them:
+
+    memae_ae        `memory=0`: the same autoencoder without a memory
+    memae_nonspar   `shrink=0 alpha=0`: a memory whose weights nothing makes sparse
+
 When to use it: On small images of one normal class where a plain autoencoder rebuilds anomalies too. In
 `results/memae_mnist` (20 epochs) it has a mean AUROC of .932 and `ae` .924, better at 7 of 10 digits, which a
 signed rank test does not tell from chance (p .375); with nine normal digits (`results/autoencoders_mnist`)
-.744 and .794, lost on one digit alone, the 8 (.585 against .898). Training and scoring are cheap, five to
+.744 and .794, lost on the 8 (.585 against .898). Training and scoring are cheap, five to
 nine times as many images a second as `ae` (`results/cost.md`). Rows of numbers take `memae_kdd`.
 
 Traps: With cosines, `model.shrink` above 1 removes all items at the start: every row is rebuilt as the same
@@ -59,7 +64,7 @@ class MemAE(Detector):
         network: `conv`, or `dense`.
         channels, kernels: of the stages of `conv`, each of stride 2.
         hidden, code: units of the tanh layers of `dense`, from the row down, and of its linear code.
-        memory: N, the number of items.
+        memory: N, the number of items; 0 for none, so that the code itself is decoded.
         shrink: lambda in units of 1/N; 0 for none.
         similarity: `cosine` or `dot`.
         query: `code` or `position`, what one item stands for; `position` needs `conv`.
@@ -95,19 +100,21 @@ class MemAE(Detector):
                 raise SettingError(f"model.{name}={value}: allowed are {', '.join(allowed)}")
         if shrink < 0:
             raise SettingError(f"model.shrink={shrink}: must be at least 0")
-        check_sizes(memory=memory)
+        if memory:
+            check_sizes(memory=memory)
         if network == "conv":
-            self.code_shape = self.build_conv(shape, channels, kernels)
+            code_shape = self.build_conv(shape, channels, kernels)
         else:
             if query == "position":
                 raise SettingError("model.query=position: it needs model.network=conv; use code")
             self.encode = DenseEncoder(shape, code, hidden, nn.Tanh)
             self.decode = DenseDecoder(shape, code, hidden, nn.Tanh)
-            self.code_shape = (code,)
-        length = math.prod(self.code_shape[: 1 if query == "position" else None])
+            code_shape = (code,)
+        length = math.prod(code_shape[: 1 if query == "position" else None])
         bound = 1 / math.sqrt(length)
-        self.memory = nn.Parameter(torch.empty(memory, length).uniform_(-bound, bound))
-        self.shrink, self.similarity, self.query, self.alpha = shrink / memory, similarity, query, alpha
+        self.memory = nn.Parameter(torch.empty(memory, length).uniform_(-bound, bound)) if memory else None
+        self.shrink, self.similarity = shrink / max(1, memory), similarity
+        self.query, self.alpha = query, alpha
         self.lr, self.batch_size, self.epochs = lr, batch_size, epochs
 
     def build_conv(
@@ -140,6 +147,9 @@ class MemAE(Detector):
         def step(batch: Batch) -> dict[str, Tensor]:
             rebuilt, weights = self(batch.x)
             reconstruction = mse_loss(rebuilt.float(), batch.x)
+            if self.memory is None:
+                descend(optimizer, reconstruction)
+                return detached(reconstruction=reconstruction)
             entropy = -(weights * torch.log(weights + EPSILON)).sum(1).mean()
             descend(optimizer, reconstruction + self.alpha * entropy)
             return detached(reconstruction=reconstruction, entropy=entropy)
@@ -147,31 +157,30 @@ class MemAE(Detector):
         yield Stage("memae", self.epochs, step, (optimizer,), self.batch_size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstructions `[N, *shape]` and weights `[Q, memory]` of the queries, Q = N or N times positions."""
+        """Reconstructions `[N, *shape]` and weights `[Q, memory]` of the queries, Q = N or N times positions.
+
+        Without a memory the codes `[N, length]` in place of the weights.
+        """
         z = self.encode(x)
+        if self.memory is None:
+            return self.decode(z), z.flatten(1)
         if self.query == "code":
-            weights = self.address(z.flatten(1))
+            weights = self.address(z.flatten(1), self.memory)
             return self.decode((weights @ self.memory).view(z.shape)), weights
         queries = z.movedim(1, -1)
-        weights = self.address(queries.flatten(0, -2))
+        weights = self.address(queries.flatten(0, -2), self.memory)
         return self.decode((weights @ self.memory).view(queries.shape).movedim(-1, 1)), weights
 
-    def address(self, z: Tensor) -> Tensor:
+    def address(self, z: Tensor, items: Tensor) -> Tensor:
         """Weights w' `[Q, memory]` of the items for queries `[Q, length]`, in float32, each row's sum 1."""
         with torch.autocast(z.device.type, enabled=False):
-            z, items = z.float(), self.memory
+            z = z.float()
             if self.similarity == "cosine":
                 z, items = normalize(z, dim=1), normalize(items, dim=1)
             w = torch.softmax(z @ items.t(), dim=1)
             above = w - self.shrink
             shrunk = torch.relu(above) * w / (above.abs() + EPSILON)
             return normalize(shrunk, p=1, dim=1, eps=EPSILON)
-
-    def remembered(self) -> Tensor:
-        """What each item is decoded to, alone or at every position, `[memory, *shape]`."""
-        if self.query == "position":
-            return self.decode(self.memory[..., None, None].expand(-1, *self.code_shape))
-        return self.decode(self.memory.view(-1, *self.code_shape))
 
     def score(self, x: Tensor) -> Tensor:
         """Squared error summed over each row, `[N]`."""
@@ -180,5 +189,5 @@ class MemAE(Detector):
     def explain(self, x: Tensor) -> Explanation:
         """Score, squared residual map, reconstruction, and the weights of the items, averaged over positions."""
         rebuilt, weights = self(x)
-        weights = weights.view(x.shape[0], -1, len(self.memory)).mean(1)
+        weights = weights.view(x.shape[0], -1, weights.shape[1]).mean(1)
         return Explanation.of_errors((x - rebuilt).float().square(), x, rebuilt, weights)

@@ -287,6 +287,7 @@ class UninformedStudents(Detector):
         def step(batch: Batch) -> dict[str, Tensor]:
             with torch.no_grad():
                 target = scale.target(batch.x)
+                # A batch of held-out rows alone still moves by Adam's momentum: every tenth, where batches are of one.
                 learned = (~held_out(batch.index, rows)).float()
             each = (scale.answers(batch.x) - target).square().sum(2).mean((2, 3))  # [M, B]
             loss = (each.sum(0) * learned).sum() / learned.sum().clamp_min(1)

@@ -11,7 +11,7 @@ from anomaly_bench.networks.shapes import check_images
 def dcgan_init(module: nn.Module) -> None:
     """DCGAN's first weights, for `module.apply`: convolutions N(0, 0.02), batch norm N(1, 0.02) with shift 0.
 
-    Biases of convolutions stay as PyTorch draws them, as in GANomaly's and Skip-GANomaly's codes; DCGAN's has 0.
+    Biases of convolutions stay as PyTorch draws them, where DCGAN's code has 0; GANomaly has no such biases.
     """
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 from autoencoding import assert_close, before_and_after, first_stage
-from steps import batch_of, noise
+from steps import assert_same_weights, batch_of, descend_plainly, noise
 from torch.nn.functional import cosine_similarity
 
 from anomaly_bench.detectors.memae import MemAE
@@ -14,6 +14,10 @@ from anomaly_bench.errors import SettingError
 def small(shape=(1, 16, 16), **settings) -> MemAE:
     torch.manual_seed(0)
     return MemAE(shape, **{"channels": (2, 3, 4), "memory": 10, "lr": 1e-3} | settings)
+
+
+def weights_by(detector, z):
+    return detector.address(z, detector.memory)
 
 
 def weights_of(z, items, shrink, similarity="cosine"):
@@ -62,7 +66,7 @@ def test_items_below_lambda_are_left_out_and_the_others_sum_to_one(similarity):
     detector = small(similarity=similarity, shrink=1.2)
     z = noise(6, (16,)) * 3
     with torch.no_grad():
-        w = detector.address(z)
+        w = weights_by(detector, z)
         assert_close(w, weights_of(z, detector.memory, 0.12, similarity))
     assert (w == 0).any()
     assert ((w.sum(1) - 1).abs() < 1e-5).logical_or(w.sum(1) == 0).all()
@@ -70,24 +74,23 @@ def test_items_below_lambda_are_left_out_and_the_others_sum_to_one(similarity):
 
 def test_a_lambda_of_3_over_n_removes_every_item_at_first():
     z = noise(6, (16,))
-    assert not small(memory=100, shrink=3.0).address(z).any()
-    assert (small(memory=100).address(z).sum(1) > 0.999).all()
+    assert not weights_by(small(memory=100, shrink=3.0), z).any()
+    assert (weights_by(small(memory=100), z).sum(1) > 0.999).all()
 
 
 def test_what_is_rebuilt_is_a_mix_of_what_is_remembered():
     detector = small().eval()
     with torch.no_grad():
         detector.memory.copy_(torch.eye(10, 16) * 5)
-        x = noise(4)
         detector.encode = torch.nn.Identity()
         z = torch.zeros(4, 4, 2, 2)
         z.view(4, 16)[torch.arange(4), torch.tensor([0, 3, 3, 9])] = 1.0
         detector.shrink = 0.15
         rebuilt, w = detector(z)
+        remembered = detector.decode(detector.memory.view(10, 4, 2, 2))
     assert w.argmax(1).tolist() == [0, 3, 3, 9]
     assert_close(w.amax(1), torch.ones(4))
-    assert_close(rebuilt, detector.remembered()[[0, 3, 3, 9]])
-    assert detector.remembered().shape == (10, *x.shape[1:])
+    assert_close(rebuilt, remembered[[0, 3, 3, 9]])
 
 
 def test_score_and_explanation():
@@ -99,7 +102,6 @@ def test_score_and_explanation():
         assert_close(explained.score, detector.score(x))
     assert explained.map.shape == (5, 16, 16)
     assert explained.features.shape == (5, 10)
-    assert detector.remembered().shape == (10, 1, 16, 16)
 
 
 def test_memory_starts_as_in_the_official_code_and_layers_are_the_papers():
@@ -120,8 +122,21 @@ def test_images_of_any_size(shape):
 def test_rows():
     detector = small((7,), network="dense").eval()
     assert detector(noise(3, (7,)))[0].shape == (3, 7)
-    assert detector.remembered().shape == (10, 7)
     assert isinstance(detector.encode[1][1], torch.nn.Tanh)
+
+
+def test_without_a_memory_the_code_itself_is_decoded():
+    detector = small(memory=0)
+    plain, x = copy.deepcopy(detector).train(), noise()
+    losses = first_stage(detector, x).step(batch_of(x))
+    reconstruction = ((x - plain.decode(plain.encode(x))) ** 2).mean()
+    descend_plainly(torch.optim.Adam(plain.parameters(), lr=1e-3), reconstruction)
+    assert losses.keys() == {"reconstruction"}
+    assert losses["reconstruction"].item() == pytest.approx(reconstruction.item(), rel=1e-5)
+    assert_same_weights(detector, plain)
+    explained = detector.eval().explain(x)
+    assert_close(explained.reconstruction, detector.decode(detector.encode(x)))
+    assert_close(explained.features, detector.encode(x).flatten(1))
 
 
 def test_learning_tells_twos_from_other_digits():
@@ -140,7 +155,7 @@ def test_learning_tells_twos_from_other_digits():
         ({"query": "pixel"}, "model.query=pixel: allowed are code, position"),
         ({"query": "position", "network": "dense"}, "model.query=position: it needs model.network=conv"),
         ({"shrink": -1.0}, r"model.shrink=-1.0"),
-        ({"memory": 0}, "model.memory=0"),
+        ({"memory": -1}, "model.memory=-1"),
         ({"kernels": (3, 3)}, r"model.kernels=\(3, 3\): needed is an odd number"),
         ({"kernels": (3, 3, 2)}, "needed is an odd number"),
         ({"shape": (7,)}, "model.network=conv: it needs images"),
