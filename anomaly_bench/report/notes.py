@@ -89,7 +89,7 @@ def _provenance(runs: Sequence[dict[str, Any]]) -> list[str]:
     machines = {str((run.get("machine") or {}).get("cpu")) for run in runs}
     versions = {", ".join(f"{k} {v}" for k, v in (run.get("versions") or {}).items()) for run in runs}
     lines = [f"Data: {_listed(sources)}; fingerprint {_listed(prints)}.", *_rows(runs)]
-    lines += sorted({text for run in runs for text in _rows_of_numbers(run)})
+    lines += sorted({text for run in runs for text in _rows_of_numbers(run)}) + _repeated(runs)
     if len(prints) > 1:
         lines.append("The runs of this table did not all see the same data: their fingerprints differ.")
     lines.append(f"Device and precision: {'; '.join(sorted(devices))}. Processor: {_listed(machines)}.")
@@ -117,12 +117,6 @@ def _rows_of_numbers(run: dict[str, Any]) -> list[str]:
         lines.append(
             f"{run['data']}: {run['n_missing']} missing numbers became medians of their columns' training rows."
         )
-    repeated = "test rows come in the training rows too, because the data set has repeated rows"
-    if run.get("n_test_seen_in_training") and run.get("n_test"):
-        share = run["n_test_seen_in_training"] / run["n_test"]
-        lines.append(
-            f"{run['data']}: about {share:.0%} of the {repeated} ({run['n_distinct']} are distinct)."
-        )
     evaluation = run.get("evaluation") or {}
     if run.get("known_ratio") is not None and evaluation.get("hindsight") is True:
         lines.append(
@@ -135,6 +129,20 @@ def _rows_of_numbers(run: dict[str, Any]) -> list[str]:
             "the highest scores anomalous, the known ratio; equal scores at the cut all or none."
         )
     return lines
+
+
+def _repeated(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Which share of the test rows of a table of numbers is in training too; it varies with the split."""
+    percents: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for run in runs:
+        if run.get("n_test_seen_in_training") and run.get("n_test"):
+            percent = round(100 * run["n_test_seen_in_training"] / run["n_test"])
+            percents[str(run["data"]), run["n_distinct"]].append(percent)
+    return [
+        f"{data}: about {span(found)}% of the test rows come in the training rows too, because the data set has "
+        f"repeated rows ({distinct} are distinct)."
+        for (data, distinct), found in sorted(percents.items())
+    ]
 
 
 def source(run: dict[str, Any]) -> str:

@@ -418,6 +418,14 @@ def test_a_damaged_record_of_a_table_of_numbers_stops_no_report(facts):
     assert "pets: about 25% of the test rows" in told
 
 
+def test_the_share_of_repeated_rows_is_one_line_for_all_splits():
+    of = {"n_distinct": 90, "n_test": 100}
+    runs = [made_up(seed=seed, n_test_seen_in_training=seen, **of) for seed, seen in enumerate((4, 2, 3))]
+    told = notes_of(table_of(*runs))
+    assert told.count("rows come in the training rows too") == 1
+    assert "pets: about 2–4% of the test rows come in" in told
+
+
 def test_one_line_a_cell():
     records = [made_up("cat", 0, 0.5), made_up("cat", 1, 0.7), made_up("dog", 0, 0.9)]
     cat, dog, mean = tidy(results(records))
