@@ -11,7 +11,7 @@ import numpy as np
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.errors import SettingError
 
-LOG = logging.getLogger("anomaly_bench")
+log = logging.getLogger("anomaly_bench")
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,14 @@ class Folder:
                 f"protocol=folder: data={dataset.name} has the classes {listed(dataset)}; needed are "
                 "normal ones, named 0.*, normal or good, and others; or protocol=one_vs_rest normal_class=..."
             )
-        LOG.info(
+        log.info(
             "protocol: normal: %s; anomalous: %s",
             *(some(dataset, kind) for kind in (normal_class, ~normal_class)),
         )
         normal = normal_class[dataset.classes]
         unused = Counter(dataset.class_names[c] for c in dataset.classes[dataset.official_train & ~normal])
         if unused:
-            LOG.warning("protocol: anomalous images under train/ are left out: %s", dict(unused))
+            log.warning("protocol: anomalous images under train/ are left out: %s", dict(unused))
         test = np.flatnonzero(~dataset.official_train)
         train = np.flatnonzero(dataset.official_train & normal)
         return checked(Split(train, test, ~normal[test], "folder"), dataset, "the folders in data.root")

@@ -21,7 +21,7 @@ from anomaly_bench.data.settings import user_cache
 from anomaly_bench.errors import SettingError
 from anomaly_bench.machine import free_gib
 
-LOG = logging.getLogger("anomaly_bench")
+log = logging.getLogger("anomaly_bench")
 
 CACHE_VERSION = 1  # raised whenever decoding gives other pixels, so that older cache files are not used
 TWELVE_BITS = 4095  # the highest value of the cameras that have most bits of those that do not fill 16
@@ -107,7 +107,7 @@ def say_what_is_dark(paths: Sequence[str]) -> None:
         peaks.append(peak)
     dark = [peak for peak in peaks if peak is not None]
     if dark:
-        LOG.warning(
+        log.warning(
             "data: the values of %d 16-bit images, of %d files looked at, reach only %d of %d, and lose most of their "
             "levels: scale them to %d before",
             *(len(dark), len(peaks), max(dark), WHITE, WHITE),

@@ -13,7 +13,7 @@ from torch import Tensor
 from anomaly_bench.data.dataset import Column
 from anomaly_bench.errors import SettingError
 
-LOG = logging.getLogger("anomaly_bench")
+log = logging.getLogger("anomaly_bench")
 
 MOST_CATEGORIES = 1000
 """Values of one text column; more are names or numbers of rows, not categories."""
@@ -103,7 +103,7 @@ def encoded(frame: pd.DataFrame, columns: Sequence[Column], path: Path) -> Tenso
         values = texts(name, values, path)
         unknown = sorted(set(values.dropna()) - set(categories))
         if unknown:
-            LOG.warning("%s: column %s: unknown values count as missing: %s", path, name, some(unknown))
+            log.warning("%s: column %s: unknown values count as missing: %s", path, name, some(unknown))
         parts.append((values.to_numpy(object)[:, None] == np.array(categories, object)).astype(np.float32))
     if not parts:
         raise SettingError(f"{path}: it has no columns but the label")
@@ -145,7 +145,7 @@ def say_what_are_categories(columns: Sequence[Column], path: Path) -> None:
     """A notice of the columns that are no numbers, and how many they become."""
     widths = {column.name: len(column.categories) for column in columns if column.categories is not None}
     if widths:
-        LOG.info(
+        log.info(
             "%s: columns %s are categories: %d columns of 0 and 1",
             *(path, some(list(widths)), sum(widths.values())),
         )
@@ -164,7 +164,7 @@ def say_what_is_missing(x: Tensor, columns: Sequence[Column], path: Path) -> Non
         ("categories", sum(without), sum(map(bool, without)), "0 in every category of its column"),
     ):
         if number:
-            LOG.warning(
+            log.warning(
                 "%s: %d missing %s in %d of %d columns: each becomes %s",
                 *(path, number, what, of, len(columns), becomes),
             )
@@ -174,7 +174,7 @@ def say_what_collapses(names: Sequence[str], x: np.ndarray, path: Path) -> None:
     """A notice of columns, such as times in seconds, whose different numbers are few or one in float32."""
     found = [names[number] for number in narrow(x) if collapses(x[:, number])]
     if found:
-        LOG.warning(
+        log.warning(
             "%s: columns %s: different numbers become equal in float32; subtract the smallest of each column",
             *(path, some(found)),
         )

@@ -34,7 +34,7 @@ from anomaly_bench.data.settings import (
 )
 from anomaly_bench.errors import SettingError
 
-LOG = logging.getLogger("anomaly_bench")
+log = logging.getLogger("anomaly_bench")
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 FITS = ("stretch", "pad", "crop")
@@ -102,7 +102,7 @@ def load(
     stamps = np.concatenate([found.stamps for found in folders])[rows]
     shape = shape_of(folder, files, image_size, channels)
     kept = said(classes, official_train, class_names)
-    LOG.info("data: %s, %s: %s; images of %s", name, folder, kept, "x".join(map(str, shape)))
+    log.info("data: %s, %s: %s; images of %s", name, folder, kept, "x".join(map(str, shape)))
     return Dataset(
         name=name,
         x=pixels(folder, files, stamps, shape, None if image_size is None else fit, limit),
@@ -210,7 +210,7 @@ def known_masks(folder: Path, paths: Sequence[str]) -> dict[str, str]:
     }
     stray = sorted(known.keys() - {path.rpartition(".")[0] for path in paths})
     if stray:
-        LOG.warning(
+        log.warning(
             "data: %d of %d masks under ground_truth/ belong to no image under test/, the first is %s",
             *(len(stray), len(known), repr(known[stray[0]])),
         )

@@ -11,7 +11,7 @@ import numpy as np
 from anomaly_bench.arguments import PIXELS
 from anomaly_bench.errors import SettingError
 
-LOG = logging.getLogger("anomaly_bench")
+log = logging.getLogger("anomaly_bench")
 
 
 def user_cache() -> Path:
@@ -43,7 +43,7 @@ def within(files: Iterable[Path], *folders: Path) -> list[Path]:
         elif path.is_file():
             kept.append(path)
     if outside:
-        LOG.warning(
+        log.warning(
             "%d links lead out of %s and are left out, the first is %s",
             *(len(outside), repr(str(folders[0])), repr(str(outside[0]))),
         )
@@ -114,7 +114,7 @@ def visible(names: Iterable[str]) -> list[str]:
 def say_what_is_not_followed(links: Sequence[Path], folder: Path) -> None:
     """A notice of links to folders, which are left out: they may lead anywhere, or in a circle."""
     if links:
-        LOG.warning(
+        log.warning(
             "%d links to folders in %s are left out, the first is %s",
             *(len(links), repr(str(folder)), repr(str(links[0]))),
         )
@@ -126,7 +126,7 @@ def found_below(folder: Path, wanted: Callable[[str], bool]) -> list[Path]:
     for path in sorted(files_below(folder)):
         (kept if wanted(path.name) else others).append(path)
     if others:
-        LOG.info(
+        log.info(
             "%d other files in %s are left out, the first is %s",
             *(len(others), repr(str(folder)), repr(str(others[0]))),
         )

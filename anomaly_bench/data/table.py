@@ -36,7 +36,7 @@ from anomaly_bench.data.dataset import Column, Dataset
 from anomaly_bench.data.table_files import SUFFIXES, read
 from anomaly_bench.errors import SettingError
 
-LOG = logging.getLogger("anomaly_bench")
+log = logging.getLogger("anomaly_bench")
 
 ARRAY_LABEL = "y"
 
@@ -146,7 +146,7 @@ def without_index(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     first = frame.columns[0]
     if first != "Unnamed: 0" or frame[first].dtype.kind != "i" or not frame[first].is_unique:
         return frame
-    LOG.warning("%s: its first column has no name and numbers the rows: it is left out", path)
+    log.warning("%s: its first column has no name and numbers the rows: it is left out", path)
     return frame.drop(columns=first)
 
 
