@@ -3,7 +3,8 @@
     python scripts/publish.py runs results/ganomaly_mnist experiments=ganomaly_mnist
 
 copies the records of the finished runs under `runs` whose `run.json` says so, without weights and without the
-places where data lay, and writes the report beside them. Called with the results folder alone, it makes the
+places where data lay, and writes the report beside them. A record of the same command that is there already, made by
+an older version, goes. Called with the results folder alone, it makes the
 report again from the records there:
 
     python scripts/publish.py results/ganomaly_mnist
@@ -70,6 +71,21 @@ def copy_records(runs_dir: Path, target: Path, conditions: dict[str, str]) -> No
         write_text(place / "config.yaml", without_places(record.config))
         overrides = [without_place(text) for text in record.run["overrides"]]
         write_json(place / "run.json", record.run | {"overrides": overrides})
+    drop_replaced(target / "records", {record.folder.name for record in chosen})
+
+
+def drop_replaced(folder: Path, copied: set[str]) -> None:
+    """Remove the records of the same commands as the copied ones, which another version made under other names."""
+    records = read_records(folder)
+    of_copied = {typed(record) for record in records if record.folder.name in copied}
+    for record in records:
+        if record.folder.name not in copied and typed(record) in of_copied:
+            shutil.rmtree(record.folder)
+
+
+def typed(record: Record) -> frozenset[str]:
+    """What was typed for a run, but for places."""
+    return frozenset(text for text in record.run["overrides"] if not PLACE.fullmatch(text.partition("=")[0]))
 
 
 def without_places(config: str) -> str:

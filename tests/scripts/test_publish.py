@@ -96,6 +96,20 @@ def test_only_finished_runs_that_are_as_the_conditions_say_are_published(
     assert published("experiments=memae") == ["one", "other"]
 
 
+def test_a_record_of_the_same_command_under_another_hash_is_replaced(tmp_path: Path) -> None:
+    from publish import copy_records
+
+    def published(name: str, *overrides: str) -> list[str]:
+        runs = tmp_path / name
+        run_in(runs, *overrides).rename(runs / name)
+        copy_records(runs, tmp_path / "results", {})
+        return sorted(path.name for path in (tmp_path / "results/records").iterdir())
+
+    assert published("old-1", "model=ae", "seed=1") == ["old-1"]
+    assert published("old-2", "model=ae", "seed=2", "runs_dir=elsewhere") == ["old-1", "old-2"]
+    assert published("new-2", "runs_dir=here", "seed=2", "model=ae") == ["new-2", "old-1"]
+
+
 def test_settings_that_are_published_stay_as_they_are() -> None:
     from publish import without_places
 
