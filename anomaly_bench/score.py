@@ -17,7 +17,7 @@ from tqdm import tqdm
 from anomaly_bench.data.columns import numbered
 from anomaly_bench.data.dataset import Column
 from anomaly_bench.data.folder import list_images
-from anomaly_bench.data.parallel import decode_each, named, unreadable
+from anomaly_bench.data.pool import decode_each, named, unreadable
 from anomaly_bench.data.settings import as_text
 from anomaly_bench.data.table import read_rows
 from anomaly_bench.data.table_files import list_tables

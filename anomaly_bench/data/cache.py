@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from anomaly_bench.data.decode import WHITE, peak_of
-from anomaly_bench.data.parallel import decode_in_parallel, unreadable
+from anomaly_bench.data.pool import decode_in_parallel, unreadable
 from anomaly_bench.data.settings import user_cache
 from anomaly_bench.errors import SettingError
 from anomaly_bench.machine import free_gib

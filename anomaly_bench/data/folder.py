@@ -21,7 +21,7 @@ import numpy as np
 from anomaly_bench.data.cache import pixels
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.decode import Failure, is_grey, size_of
-from anomaly_bench.data.parallel import decode_files, unreadable
+from anomaly_bench.data.pool import decode_files, unreadable
 from anomaly_bench.data.settings import (
     as_text,
     check_image_size,

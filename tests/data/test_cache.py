@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomaly_bench.data import cache, folder, parallel
+from anomaly_bench.data import cache, folder, pool
 from anomaly_bench.errors import SettingError
 
 
@@ -22,7 +22,7 @@ def test_unchanged_files_are_decoded_once(ganomaly, monkeypatch, cache_files):
     def never(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(parallel, "decode_chunk", never)
+    monkeypatch.setattr(pool, "decode_chunk", never)
     again = folder.load(root=ganomaly)
     assert cache_files() == cached
     assert again.fingerprint() == first.fingerprint()
@@ -160,13 +160,13 @@ def test_in_memory_and_mapped_are_equal_and_writable(ganomaly, monkeypatch):
 def test_two_at_once(ganomaly, tmp_path, monkeypatch, cache_files):
     expected = folder.load(root=ganomaly)
     shutil.rmtree(tmp_path / "cache")
-    slowly = parallel.decode_chunk
+    slowly = pool.decode_chunk
 
     def slow(*given):
         time.sleep(0.05)  # so that both are at it
         return slowly(*given)
 
-    monkeypatch.setattr(parallel, "decode_chunk", slow)
+    monkeypatch.setattr(pool, "decode_chunk", slow)
     found = []
     both = [threading.Thread(target=lambda: found.append(folder.load(root=ganomaly))) for _ in range(2)]
     for thread in both:
