@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from gans import auroc_on_digits, stage_of, what_moves
+from layers import assert_first_weights, layers_of
 from steps import assert_same_weights, batch_of, noise
 from torch import Tensor, nn
 
@@ -174,43 +175,78 @@ def test_shapes(shape: tuple[int, ...], concat: str) -> None:
     assert code.shape == (3, 5)
 
 
-def shapes_of(network: nn.Module) -> list[tuple[int, ...]]:
-    return [tuple(p.shape) for p in network.parameters() if p.dim() > 1]
-
-
 def test_layers_for_cifar10_are_those_of_the_official_code() -> None:
-    detector = ALAD((3, 32, 32))
-    down = [(128, 3, 4, 4), (256, 128, 4, 4), (512, 256, 4, 4)]
-    assert shapes_of(detector.encode) == [*down, (100, 512, 4, 4)]
-    assert shapes_of(detector.generate) == [
-        (100, 512, 4, 4),
-        (512, 256, 4, 4),
-        (256, 128, 4, 4),
-        (128, 3, 4, 4),
+    detector = ALAD((3, 32, 32), spectral_norm=False)
+    assert layers_of(detector.encode) == [
+        "conv 4/2/1 3-128 no bias, bn, leaky 0.2",
+        "conv 4/2/1 128-256 no bias, bn, leaky 0.2",
+        "conv 4/2/1 256-512 no bias, bn, leaky 0.2",
+        "conv 4/1/0 512-100",
     ]
-    assert shapes_of(detector.d_xz.see_x) == down
-    assert shapes_of(detector.d_xz.see_z) == [(512, 100), (512, 512)]
-    assert shapes_of(detector.d_xz.join) == [(1024, 512 * 16 + 512)]
-    assert shapes_of(detector.d_xx) == [(64, 6, 5, 5), (128, 64, 5, 5), (1, 128 * 64)]
-    assert shapes_of(detector.d_zz) == [(64, 200), (32, 64), (1, 32)]
-    norms = [m.num_features for m in detector.d_xz.see_x if isinstance(m, nn.BatchNorm2d)]
-    assert norms == [256, 512]
-    assert {m.p for m in detector.modules() if isinstance(m, nn.Dropout) and m.p} == {0.2}
+    assert layers_of(detector.generate) == [
+        "convT 4/1/0 100-512 no bias, bn, relu",
+        "convT 4/2/1 512-256 no bias, bn, relu",
+        "convT 4/2/1 256-128 no bias, bn, relu",
+        "convT 4/2/1 128-3, tanh",
+    ]
+    assert layers_of(detector.d_xz) == [
+        "conv 4/2/1 3-128, leaky 0.2",
+        "conv 4/2/1 128-256 no bias, bn, leaky 0.2",
+        "conv 4/2/1 256-512 no bias, bn, leaky 0.2",
+        "linear 100-512, leaky 0.2, dropout 0.2",  # of the code, where the official one has 1 x 1 convolutions
+        "linear 512-512, leaky 0.2, dropout 0.2",
+        "linear 8704-1024, leaky 0.2, dropout 0.2",
+        "linear 1024-1",
+    ]
+    assert layers_of(detector.d_xx) == [
+        "conv 5/2/2 6-64, leaky 0.2, dropout 0.2",
+        "conv 5/2/2 64-128, leaky 0.2, dropout 0.2",
+        "linear 8192-1",
+    ]
+    assert layers_of(detector.d_zz) == [
+        "linear 200-64, leaky 0.2, dropout 0.2",
+        "linear 64-32, leaky 0.2, dropout 0.2",
+        "linear 32-1",
+    ]
 
 
-def test_layers_for_rows_are_those_of_the_official_code() -> None:
-    kdd = ALAD((121,), nz=32, d_zz=[32])
-    assert shapes_of(kdd.encode) == [(64, 121), (32, 64)]
-    assert shapes_of(kdd.generate) == [(64, 32), (128, 64), (121, 128)]
-    assert shapes_of(kdd.d_xz) == [(128, 121), (128, 32), (128, 256), (1, 128)]
-    assert shapes_of(kdd.d_xx) == [(128, 242), (1, 128)]
-    assert shapes_of(kdd.d_zz) == [(32, 64), (1, 32)]
+def test_layers_for_kdd_are_those_of_the_official_code() -> None:
+    detector = ALAD((121,), nz=32, d_zz=[32], spectral_norm=False)
+    assert layers_of(detector.encode) == ["linear 121-64, leaky 0.2", "linear 64-32"]
+    assert layers_of(detector.generate) == ["linear 32-64, relu", "linear 64-128, relu", "linear 128-121"]
+    assert layers_of(detector.d_xz) == [
+        "linear 121-128 no bias, bn, leaky 0.2",
+        "linear 32-128, leaky 0.2, dropout 0.5",
+        "linear 256-128, leaky 0.2, dropout 0.5",
+        "linear 128-1",
+    ]
+    assert layers_of(detector.d_xx) == ["linear 242-128, leaky 0.2, dropout 0.2", "linear 128-1"]
+    assert layers_of(detector.d_zz) == ["linear 64-32, leaky 0.2, dropout 0.2", "linear 32-1"]
+
+
+def test_widths_for_arrhythmia_are_those_of_the_official_code() -> None:
     wide = {"encoder": [256, 128], "generator": [128, 256], "d_xz": 256, "d_xx": [256, 128]}
-    arrhythmia = ALAD((274,), nz=64, **wide)
-    assert shapes_of(arrhythmia.encode) == [(256, 274), (128, 256), (64, 128)]
-    assert shapes_of(arrhythmia.d_xz) == [(128, 274), (128, 64), (256, 256), (1, 256)]
-    assert shapes_of(arrhythmia.d_xx) == [(256, 548), (128, 256), (1, 128)]
-    assert shapes_of(arrhythmia.d_zz) == [(64, 128), (32, 64), (1, 32)]
+    detector = ALAD((274,), nz=64, spectral_norm=False, **wide)
+    assert layers_of(detector.encode) == [
+        "linear 274-256, leaky 0.2",
+        "linear 256-128, leaky 0.2",
+        "linear 128-64",
+    ]
+    assert layers_of(detector.generate) == ["linear 64-128, relu", "linear 128-256, relu", "linear 256-274"]
+    widths = [
+        tuple(p.shape)
+        for name in ("d_xz", "d_xx", "d_zz")
+        for p in getattr(detector, name).parameters()
+        if p.dim() > 1
+    ]
+    assert widths[:4] == [(128, 274), (128, 64), (256, 256), (1, 256)]
+    assert widths[4:] == [(256, 548), (128, 256), (1, 128), (64, 128), (32, 64), (1, 32)]
+
+
+def test_first_weights_of_images_are_normal_and_those_of_rows_xaviers() -> None:
+    torch.manual_seed(0)
+    assert_first_weights(ALAD((3, 32, 32), width=16, spectral_norm=False), 0.01)
+    assert_first_weights(ALAD((121,), nz=32, spectral_norm=False))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from gans import auroc_on_digits, stage_of, what_moves
+from layers import assert_first_weights, layers_of
 from steps import assert_same_weights, batch_of, noise
 from torch import nn
 
@@ -116,31 +117,45 @@ def test_shapes(shape: tuple[int, ...]) -> None:
     assert code.shape == (3, 5)
 
 
-def shapes_of(network: nn.Module) -> list[tuple[int, ...]]:
-    return [tuple(p.shape) for p in network.parameters() if p.dim() > 1]
-
-
 def test_layers_for_mnist_are_those_of_the_official_code() -> None:
     detector = EGBAD((1, 28, 28))
-    assert shapes_of(detector.encode) == [(32, 1, 3, 3), (64, 32, 3, 3), (128, 64, 3, 3), (200, 6272)]
-    assert shapes_of(detector.generate) == [(1024, 200), (6272, 1024), (128, 64, 4, 4), (64, 1, 4, 4)]
-    assert shapes_of(detector.discriminate.see_x) == [(64, 1, 4, 4), (64, 64, 4, 4)]
-    assert shapes_of(detector.discriminate.see_z) == [(512, 200)]
-    assert shapes_of(detector.discriminate.join) == [(1024, 64 * 49 + 512)]
-    assert {m.p for m in detector.modules() if isinstance(m, nn.Dropout)} == {0.5}
-    kinds = [type(layer).__name__ for layer in detector.encode]
-    later = ["Conv2d", "BatchNorm2d", "LeakyReLU"]
-    assert kinds == ["Conv2d", "LeakyReLU", *later, *later, "Flatten", "Linear"]
-    assert {m.negative_slope for m in detector.encode if isinstance(m, nn.LeakyReLU)} == {0.1}
-    assert detector.generate[3].weight.std().item() == pytest.approx(0.02, rel=0.01)
+    assert layers_of(detector.encode) == [
+        "conv 3/1/1 1-32, leaky 0.1",
+        "conv 3/2/1 32-64 no bias, bn, leaky 0.1",
+        "conv 3/2/1 64-128 no bias, bn, leaky 0.1",
+        "linear 6272-200",
+    ]
+    assert layers_of(detector.generate) == [
+        "linear 200-1024 no bias, bn, relu",
+        "linear 1024-6272 no bias, bn, relu",
+        "convT 4/2/1 128-64 no bias, bn, relu",
+        "convT 4/2/1 64-1, tanh",
+    ]
+    assert layers_of(detector.discriminate) == [
+        "conv 4/2/1 1-64, leaky 0.1, dropout 0.5",
+        "conv 4/2/1 64-64 no bias, bn, leaky 0.1, dropout 0.5",
+        "linear 200-512, leaky 0.1, dropout 0.5",  # of the code
+        "linear 3648-1024, leaky 0.1, dropout 0.5",
+        "linear 1024-1",
+    ]
 
 
 def test_layers_for_kdd_are_those_of_the_official_code() -> None:
     detector = EGBAD((121,), nz=32, hidden=128)
-    assert shapes_of(detector.encode) == [(64, 121), (32, 64)]
-    assert shapes_of(detector.generate) == [(64, 32), (128, 64), (121, 128)]
-    assert shapes_of(detector.discriminate) == [(128, 121), (128, 32), (128, 256), (1, 128)]
-    assert {m.p for m in detector.discriminate.modules() if isinstance(m, nn.Dropout)} == {0.2}
+    assert layers_of(detector.encode) == ["linear 121-64, leaky 0.1", "linear 64-32"]
+    assert layers_of(detector.generate) == ["linear 32-64, relu", "linear 64-128, relu", "linear 128-121"]
+    assert layers_of(detector.discriminate) == [
+        "linear 121-128, leaky 0.1, dropout 0.2",
+        "linear 32-128, leaky 0.1, dropout 0.2",
+        "linear 256-128, leaky 0.1, dropout 0.2",
+        "linear 128-1",
+    ]
+
+
+def test_first_weights_of_images_are_normal_and_those_of_rows_xaviers() -> None:
+    torch.manual_seed(0)
+    assert_first_weights(EGBAD((1, 28, 28), width=16), 0.02)
+    assert_first_weights(EGBAD((121,), nz=32, hidden=128))
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (121,)])

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from gans import auroc_on_digits, stage_of, weights_of, what_moves
+from layers import assert_first_weights, layers_of
 from steps import assert_same_weights, batch_of, noise
 from torch import Tensor, nn
 
@@ -157,19 +158,44 @@ def test_shapes(shape: tuple[int, ...], networks: str) -> None:
     assert explained.features.dim() == 2
 
 
-def shapes_of(network: nn.Module) -> list[tuple[int, ...]]:
-    return [tuple(p.shape) for p in network.parameters() if p.dim() > 1]
+def test_layers_for_mnist_are_those_of_the_official_code() -> None:
+    detector = FenceGAN((1, 28, 28))
+    assert layers_of(detector.generate) == [
+        "linear 200-1024, relu, bn",
+        "linear 1024-6272, relu, bn",
+        "convT 4/2/1 128-64, relu, bn",
+        "convT 4/2/1 64-1, tanh",
+    ]
+    assert layers_of(detector.discriminate) == [
+        "conv 4/2/1 1-64, leaky 0.1",
+        "conv 4/2/1 64-64, leaky 0.1",
+        "linear 3136-1024, leaky 0.1",
+        "linear 1024-1",
+    ]
 
 
-def test_layers_are_those_of_the_official_code() -> None:
-    mnist = FenceGAN((1, 28, 28))
-    assert shapes_of(mnist.generate) == [(1024, 200), (6272, 1024), (128, 64, 4, 4), (64, 1, 4, 4)]
-    assert shapes_of(mnist.discriminate) == [(64, 1, 4, 4), (64, 64, 4, 4), (1024, 3136), (1, 1024)]
-    cifar10 = FenceGAN((3, 32, 32), networks="cifar10", width=32, nz=256)
-    up = [(256, 128, 5, 5), (128, 64, 5, 5), (64, 32, 5, 5), (32, 3, 5, 5)]
-    assert shapes_of(cifar10.generate) == [(1024, 256), *up]
-    down = [(32, 3, 5, 5), (64, 32, 5, 5), (128, 64, 5, 5), (256, 128, 5, 5)]
-    assert shapes_of(cifar10.discriminate) == [*down, (1, 1024)]
+def test_layers_for_cifar10_are_those_of_the_official_code() -> None:
+    detector = FenceGAN((3, 32, 32), networks="cifar10", width=32, nz=256)
+    assert layers_of(detector.generate) == [
+        "linear 256-1024 no bias, bn, leaky 0.2",
+        "convT 5/2/2 256-128 no bias, bn, leaky 0.2",
+        "convT 5/2/2 128-64 no bias, bn, leaky 0.2",
+        "convT 5/2/2 64-32 no bias, bn, leaky 0.2",
+        "convT 5/2/2 32-3, tanh",
+    ]
+    assert layers_of(detector.discriminate) == [
+        "conv 5/2/2 3-32 no bias, bn, leaky 0.2",
+        "conv 5/2/2 32-64 no bias, bn, leaky 0.2",
+        "conv 5/2/2 64-128 no bias, bn, leaky 0.2",
+        "conv 5/2/2 128-256, leaky 0.2, dropout 0.2",
+        "linear 1024-1",
+    ]
+
+
+def test_first_weights_for_mnist_are_normal_and_those_for_cifar10_xaviers() -> None:
+    torch.manual_seed(0)
+    assert_first_weights(FenceGAN((1, 28, 28), width=16), 0.02)
+    assert_first_weights(FenceGAN((3, 32, 32), networks="cifar10", width=8))
 
 
 @pytest.mark.parametrize(
