@@ -3,6 +3,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
 from anomaly_bench.detector import Batch, Rows
 from anomaly_bench.detectors.repen import REPEN, by_weight, distinct, nearest
@@ -99,6 +100,22 @@ def test_one_update() -> None:
     )
     for parameter, expected in zip(detector.parameters(), (weight, bias), strict=True):
         torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-6)
+
+
+def test_the_score_is_by_50_subsamples_of_8_embedded_training_rows() -> None:
+    detector, train = REPEN((5,)), rows(60)
+    for _ in Walk(detector, train):
+        nn.init.uniform_(detector.embed[0].weight)  # what training would change, and the score has to follow
+    x = torch.rand(7, 5)
+    with torch.no_grad():
+        embedded, queries, score = detector.embed(train.x), detector.embed(x), detector.score(x)
+    assert detector.pool.shape == (50, 8, 20)
+    for subsample in detector.pool:
+        same = torch.isclose(subsample[:, None], embedded).all(2)
+        assert (same.sum(1) == 1).all()
+        assert same.any(0).sum() == 8  # none twice
+    distances = np.linalg.norm(queries.numpy()[:, None, None] - detector.pool.numpy(), axis=3)
+    np.testing.assert_allclose(score, distances.min(2).mean(1), rtol=1e-5)
 
 
 def test_beats_its_untrained_copy_on_digits() -> None:
