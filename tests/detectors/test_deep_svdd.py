@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from layers import layers_of
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from steps import batch_of, descend_plainly
@@ -43,12 +44,36 @@ def test_networks_of_mnist() -> None:
     encoder, decoder = (net((1, 28, 28), [8, 4], 32) for net in (LeNetEncoder, LeNetDecoder))
     assert shapes(encoder, torch.rand(2, 1, 28, 28)) == [(8, 28, 28), (4, 14, 14), (32,)]
     assert shapes(decoder, torch.rand(2, 32)) == [(4, 8, 8), (8, 14, 14), (1, 28, 28)]
+    assert layers_of(encoder) == [
+        "conv 5/1/2 1-8 no bias, bn eps 0.0001 no affine, leaky 0.01, maxpool 2/2",
+        "conv 5/1/2 8-4 no bias, bn eps 0.0001 no affine, leaky 0.01, maxpool 2/2",
+        "linear 196-32 no bias",
+    ]
+    assert layers_of(decoder) == [
+        "leaky 0.01, nearest x2",
+        "convT 5/1/2 2-4 no bias, bn eps 0.0001 no affine, leaky 0.01, nearest x2",
+        "convT 5/1/3 4-8 no bias, bn eps 0.0001 no affine, leaky 0.01, nearest x2",
+        "convT 5/1/2 8-1 no bias, sigmoid",
+    ]
 
 
 def test_networks_of_cifar10() -> None:
     encoder, decoder = (net((3, 32, 32), [32, 64, 128], 128) for net in (LeNetEncoder, LeNetDecoder))
     assert shapes(encoder, torch.rand(2, 3, 32, 32)) == [(32, 32, 32), (64, 16, 16), (128, 8, 8), (128,)]
     assert shapes(decoder, torch.rand(2, 128)) == [(128, 4, 4), (64, 8, 8), (32, 16, 16), (3, 32, 32)]
+    assert layers_of(encoder) == [
+        "conv 5/1/2 3-32 no bias, bn eps 0.0001 no affine, leaky 0.01, maxpool 2/2",
+        "conv 5/1/2 32-64 no bias, bn eps 0.0001 no affine, leaky 0.01, maxpool 2/2",
+        "conv 5/1/2 64-128 no bias, bn eps 0.0001 no affine, leaky 0.01, maxpool 2/2",
+        "linear 2048-128 no bias",
+    ]
+    assert layers_of(decoder) == [
+        "bn eps 0.0001 no affine, leaky 0.01",  # of the code phi(x)
+        "convT 5/1/2 8-128 no bias, bn eps 0.0001 no affine, leaky 0.01, nearest x2",
+        "convT 5/1/2 128-64 no bias, bn eps 0.0001 no affine, leaky 0.01, nearest x2",
+        "convT 5/1/2 64-32 no bias, bn eps 0.0001 no affine, leaky 0.01, nearest x2",
+        "convT 5/1/2 32-3 no bias, sigmoid",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from layers import layers_of
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -57,6 +58,21 @@ def test_one_update() -> None:
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     for parameter, weight in zip(weights_of(detector), weights, strict=True):
         torch.testing.assert_close(parameter, weight, rtol=0, atol=1e-5)
+
+
+def test_images_have_the_convolutions_of_geotrans_and_softplus_as_the_paper() -> None:
+    assert layers_of(DSEBM((3, 32, 32)).h) == [
+        "conv 3/2/1 3-64, softplus",
+        "conv 3/2/1 64-128, softplus",
+        "conv 3/2/1 128-256, softplus",
+        "linear 4096-256, softplus",
+    ]
+    assert layers_of(DSEBM((3, 32, 32), version="geotrans").h) == [
+        "conv 3/2/1 3-64 no bias, bn, relu",
+        "conv 3/2/1 64-128 no bias, bn, relu",
+        "conv 3/2/1 128-256 no bias, bn, relu",
+        "linear 4096-256, relu",
+    ]
 
 
 def test_geotrans_version_has_batch_norm_and_relu() -> None:

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from autoencoding import assert_close, before_and_after, first_stage
+from layers import layers_of
 from steps import assert_same_weights, batch_of, descend_plainly, noise
 from torch.nn.functional import cosine_similarity
 
@@ -104,13 +105,44 @@ def test_score_and_explanation():
     assert explained.features.shape == (5, 10)
 
 
-def test_memory_starts_as_in_the_official_code_and_layers_are_the_papers():
+def test_memory_starts_as_in_the_official_code():
     detector = MemAE((1, 28, 28))
     assert detector.memory.shape == (100, 64 * 4 * 4)
     assert 0.95 / 32 < detector.memory.abs().max() <= 1 / math.sqrt(1024)
-    shapes = [tuple(p.shape) for p in detector.encode.parameters() if p.dim() == 4]
-    assert shapes == [(16, 1, 1, 1), (32, 16, 3, 3), (64, 32, 3, 3)]
     assert MemAE((3, 32, 32), query="position").memory.shape == (100, 64)
+
+
+def test_layers_for_mnist_are_those_of_re_implementations():
+    detector = MemAE((1, 28, 28))
+    first, *others = layers_of(detector.encode)
+    assert first == "maxpool 1/2"  # every second pixel: the stride of the kernel of 1 that follows
+    assert others == [
+        "conv 1/1/0 1-16 no bias, bn, relu",
+        "conv 3/2/1 16-32 no bias, bn, relu",
+        "conv 3/2/1 32-64 no bias, bn, relu",
+    ]
+    assert layers_of(detector.decode) == [
+        "convT 3/2/1 64-32 no bias, bn, relu",
+        "convT 3/2/1 32-16 no bias, bn, relu",
+        "convT 3/2/1 16-1",
+    ]
+
+
+def test_layers_for_cifar10_and_kdd_are_the_papers():
+    detector = MemAE((3, 32, 32), channels=(64, 128, 128, 256), kernels=(3, 3, 3, 3))
+    assert layers_of(detector.encode) == [
+        "conv 3/2/1 3-64 no bias, bn, relu",
+        "conv 3/2/1 64-128 no bias, bn, relu",
+        "conv 3/2/1 128-128 no bias, bn, relu",
+        "conv 3/2/1 128-256 no bias, bn, relu",
+    ]
+    detector = MemAE((120,), network="dense")
+    *tanh, code = layers_of(detector.encode)
+    assert tanh == ["linear 120-60, tanh", "linear 60-30, tanh", "linear 30-10, tanh"]
+    assert code == "linear 10-3"
+    *tanh, rebuilt = layers_of(detector.decode)
+    assert tanh == ["linear 3-10, tanh", "linear 10-30, tanh", "linear 30-60, tanh"]
+    assert rebuilt == "linear 60-120"
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 33, 20), (2, 64, 64)])

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from gans import auroc_on_digits, stage_of, what_moves
+from layers import assert_first_weights, layers_of
 from steps import assert_same_weights, batch_of, noise
 from torch import nn
 
@@ -105,16 +106,35 @@ def test_shapes(shape: tuple[int, ...]) -> None:
 
 def test_layers_at_32_pixels_are_those_of_the_official_code() -> None:
     detector = SkipGANomaly((3, 32, 32))
-    kernels = [tuple(p.shape) for p in detector.generate.down.parameters() if p.dim() == 4]
-    assert kernels == [(64, 3, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4), (512, 256, 4, 4), (512, 512, 4, 4)]
-    kernels = [tuple(p.shape) for p in detector.generate.up.parameters() if p.dim() == 4]
-    assert kernels == [(512, 512, 4, 4), (1024, 256, 4, 4), (512, 128, 4, 4), (256, 64, 4, 4), (128, 3, 4, 4)]
-    norms = [m.num_features for m in detector.generate.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert norms == [128, 256, 512, 512, 256, 128, 64]
-    biased = [name for name, _ in detector.generate.named_parameters() if name.endswith("1.bias")]
-    assert biased == ["up.4.1.bias"]
-    assert detector.discriminate.head.weight.shape == (100, 256, 4, 4)
-    assert detector.discriminate.classify.weight.shape == (1, 100, 3, 3)
+    assert [", ".join(layers_of(level)) for level in detector.generate.down] == [
+        "conv 4/2/1 3-64 no bias",
+        "leaky 0.2, conv 4/2/1 64-128 no bias, bn",
+        "leaky 0.2, conv 4/2/1 128-256 no bias, bn",
+        "leaky 0.2, conv 4/2/1 256-512 no bias, bn",
+        "leaky 0.2, conv 4/2/1 512-512 no bias",
+    ]
+    assert [", ".join(layers_of(level)) for level in detector.generate.up] == [
+        "relu, convT 4/2/1 512-512 no bias, bn",
+        "relu, convT 4/2/1 1024-256 no bias, bn",
+        "relu, convT 4/2/1 512-128 no bias, bn",
+        "relu, convT 4/2/1 256-64 no bias, bn",
+        "relu, convT 4/2/1 128-3, tanh",
+    ]
+    assert layers_of(detector.discriminate) == [
+        "conv 4/2/1 3-64 no bias, leaky 0.2",
+        "conv 4/2/1 64-128 no bias, bn, leaky 0.2",
+        "conv 4/2/1 128-256 no bias, bn, leaky 0.2",
+        "conv 4/1/0 256-100 no bias",
+        "conv 3/1/1 100-1 no bias",
+    ]
+
+
+def test_first_weights_are_dcgans() -> None:
+    detector = small((3, 32, 32), ngf=16, ndf=16)
+    assert_first_weights(detector, 0.02)
+    for network in (detector.generate, detector.discriminate):
+        scales = [m.weight for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert torch.cat(scales).std().item() == pytest.approx(0.02, rel=0.25)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,53 @@
-"""The first and last layers as matrix products."""
+"""The layers and first weights of GANomaly, and its first and last layers as matrix products."""
 
 import pytest
 import torch
+from layers import assert_first_weights, layers_of
 from torch import nn
 
-from anomaly_bench.networks.dcgan import FromPoint, OverAll, reinitialised
+from anomaly_bench.networks.dcgan import (
+    Decoder,
+    Discriminator,
+    Encoder,
+    FromPoint,
+    OverAll,
+    dcgan_init,
+    reinitialised,
+)
+
+
+def test_layers_at_32_pixels_are_those_of_ganomaly() -> None:
+    features = [
+        "conv 4/2/1 3-64 no bias, leaky 0.2",
+        "conv 4/2/1 64-128 no bias, bn, leaky 0.2",
+        "conv 4/2/1 128-256 no bias, bn, leaky 0.2",
+    ]
+    assert layers_of(Encoder(32, 3, 100, 64)) == [*features, "conv 4/1/0 256-100 no bias"]
+    assert layers_of(Discriminator(32, 3, 64)) == [*features, "conv 4/1/0 256-1 no bias"]
+    assert layers_of(Decoder(32, 3, 100, 64)) == [
+        "convT 4/1/0 100-256 no bias, bn, relu",
+        "convT 4/2/1 256-128 no bias, bn, relu",
+        "convT 4/2/1 128-64 no bias, bn, relu",
+        "convT 4/2/1 64-3 no bias, tanh",
+    ]
+
+
+def test_an_extra_layer_is_a_convolution_of_3_with_norm_and_activation_after_the_first_stage() -> None:
+    first, extra, _ = layers_of(Encoder(16, 1, 5, 8, extralayers=1).features)
+    assert first == "conv 4/2/1 1-8 no bias, leaky 0.2"
+    assert extra == "conv 3/1/1 8-8 no bias, bn, leaky 0.2"
+
+
+@pytest.mark.parametrize("network", [Encoder, Decoder])
+def test_first_weights_are_those_of_dcgan(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = network(32, 3, 100, 64).apply(dcgan_init)
+    assert_first_weights(net, 0.02)
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    scales = torch.cat([norm.weight for norm in norms])
+    assert scales.mean().item() == pytest.approx(1, abs=0.005)
+    assert scales.std().item() == pytest.approx(0.02, abs=0.003)
+    assert not any(norm.bias.any() for norm in norms)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
