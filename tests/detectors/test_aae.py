@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from layers import layers_of
 from steps import (
     assert_same_weights,
     auroc_before_and_after,
@@ -36,6 +37,14 @@ def test_shapes(shape: tuple[int, ...]) -> None:
     assert reconstruction.shape == x.shape
     assert code.shape == (3, 5)
     torch.testing.assert_close(detector.score(x), score)
+
+
+def test_the_critic_of_codes_has_the_layers_of_the_code() -> None:
+    assert layers_of(small(nz=128).criticise) == [
+        "linear 128-200, leaky 0.2",
+        "linear 200-400, leaky 0.2",
+        "linear 400-1",
+    ]
 
 
 def test_the_critic_begins_small() -> None:

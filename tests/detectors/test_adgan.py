@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from layers import layers_of
 from steps import (
     assert_same_weights,
     auroc_before_and_after,
@@ -47,13 +48,30 @@ def test_shapes(shape: tuple[int, ...]) -> None:
     assert reconstruction.shape == x.shape
 
 
-def test_filters_at_32_pixels_are_those_of_the_geotrans_code() -> None:
-    detector = ADGAN((3, 32, 32))
-    critic = [p.shape[0] for p in detector.criticise.parameters() if p.dim() == 4]
-    generator = [p.shape[1] for p in detector.generate.parameters() if p.dim() == 4]
-    assert (critic, generator) == ([64, 128, 256], [128, 64, 3])
-    assert detector.generate[0].weight.shape == (4096, 256)
+def test_layers_at_32_pixels_are_those_of_the_geotrans_code() -> None:
+    detector = ADGAN((3, 32, 32), critic_norm="batch")
+    assert layers_of(detector.criticise) == [
+        "conv 3/2/1 3-64, bn, relu",
+        "conv 3/2/1 64-128, bn, relu",
+        "conv 3/2/1 128-256, bn, relu",
+        "linear 4096-1",
+    ]
+    assert layers_of(detector.generate) == [
+        "linear 256-4096 no bias, bn, relu",
+        "convT 3/2/1 256-128 no bias, bn, relu",
+        "convT 3/2/1 128-64 no bias, bn, relu",
+        "convT 3/2/1 64-3, tanh",
+    ]
     assert detector.start.shape == (8, 256)
+
+
+def test_without_batch_norm_the_critic_has_the_same_layers() -> None:
+    assert layers_of(small((3, 32, 32), width=64).criticise) == [
+        "conv 3/2/1 3-64, relu",
+        "conv 3/2/1 64-128, relu",
+        "conv 3/2/1 128-256, relu",
+        "linear 4096-1",
+    ]
 
 
 def test_one_step_is_algorithm_1_of_wgan_gp() -> None:

@@ -193,7 +193,7 @@ def test_layers_for_cifar10_are_those_of_the_official_code() -> None:
         "conv 4/2/1 3-128, leaky 0.2",
         "conv 4/2/1 128-256 no bias, bn, leaky 0.2",
         "conv 4/2/1 256-512 no bias, bn, leaky 0.2",
-        "linear 100-512, leaky 0.2, dropout 0.2",  # of the code, where the official one has 1 x 1 convolutions
+        "linear 100-512, leaky 0.2, dropout 0.2",  # of z: 1 x 1 convolutions there
         "linear 512-512, leaky 0.2, dropout 0.2",
         "linear 8704-1024, leaky 0.2, dropout 0.2",
         "linear 1024-1",
@@ -224,7 +224,7 @@ def test_layers_for_kdd_are_those_of_the_official_code() -> None:
     assert layers_of(detector.d_zz) == ["linear 64-32, leaky 0.2, dropout 0.2", "linear 32-1"]
 
 
-def test_widths_for_arrhythmia_are_those_of_the_official_code() -> None:
+def test_layers_for_arrhythmia_are_those_of_the_official_code() -> None:
     wide = {"encoder": [256, 128], "generator": [128, 256], "d_xz": 256, "d_xx": [256, 128]}
     detector = ALAD((274,), nz=64, spectral_norm=False, **wide)
     assert layers_of(detector.encode) == [
@@ -233,14 +233,22 @@ def test_widths_for_arrhythmia_are_those_of_the_official_code() -> None:
         "linear 128-64",
     ]
     assert layers_of(detector.generate) == ["linear 64-128, relu", "linear 128-256, relu", "linear 256-274"]
-    widths = [
-        tuple(p.shape)
-        for name in ("d_xz", "d_xx", "d_zz")
-        for p in getattr(detector, name).parameters()
-        if p.dim() > 1
+    assert layers_of(detector.d_xz) == [
+        "linear 274-128 no bias, bn, leaky 0.2",
+        "linear 64-128, leaky 0.2, dropout 0.5",
+        "linear 256-256, leaky 0.2, dropout 0.5",
+        "linear 256-1",
     ]
-    assert widths[:4] == [(128, 274), (128, 64), (256, 256), (1, 256)]
-    assert widths[4:] == [(256, 548), (128, 256), (1, 128), (64, 128), (32, 64), (1, 32)]
+    assert layers_of(detector.d_xx) == [
+        "linear 548-256, leaky 0.2, dropout 0.2",
+        "linear 256-128, leaky 0.2, dropout 0.2",
+        "linear 128-1",
+    ]
+    assert layers_of(detector.d_zz) == [
+        "linear 128-64, leaky 0.2, dropout 0.2",
+        "linear 64-32, leaky 0.2, dropout 0.2",
+        "linear 32-1",
+    ]
 
 
 def test_first_weights_of_images_are_normal_and_those_of_rows_xaviers() -> None:

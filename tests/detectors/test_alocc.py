@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from layers import layers_of
 from steps import (
     assert_same_weights,
     auroc_before_and_after,
@@ -38,26 +39,28 @@ def test_any_size_is_taken_and_rebuilt(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(detector.score(x), score)
 
 
-def test_filters_are_the_official_ones() -> None:
+def test_layers_are_the_official_ones() -> None:
     detector = ALOCC((1, 45, 45))
-    refiner = [tuple(p.shape) for p in detector.refine.parameters() if p.dim() == 4]
-    assert refiner == [
-        (32, 1, 5, 5),
-        (64, 32, 5, 5),
-        (128, 64, 5, 5),
-        (128, 32, 5, 5),
-        (32, 16, 5, 5),
-        (16, 1, 5, 5),
+    assert layers_of(detector.refine) == [
+        "conv 5/2/2 1-32, bn, leaky 0.2",
+        "conv 5/2/2 32-64, bn, leaky 0.2",
+        "conv 5/2/2 64-128, bn, leaky 0.2",
+        "convT 5/2/2 128-32, bn, relu",
+        "convT 5/2/2 32-16, bn, relu",
+        "convT 5/2/2 16-1, sigmoid",  # tanh there; here of pixels on [0, 1]
     ]
-    critic = [tuple(p.shape) for p in detector.discriminate.parameters() if p.dim() == 4]
-    assert critic == [(16, 1, 5, 5), (32, 16, 5, 5), (64, 32, 5, 5), (128, 64, 5, 5), (1, 128, 3, 3)]
-    assert [p.shape[0] for p in ALOCC((1, 32, 32), width=64).discriminate.parameters() if p.dim() == 4] == [
-        64,
-        128,
-        256,
-        512,
-        1,
+    assert layers_of(detector.discriminate) == [
+        "conv 5/2/2 1-16, leaky 0.2",
+        "conv 5/2/2 16-32, bn, leaky 0.2",
+        "conv 5/2/2 32-64, bn, leaky 0.2",
+        "conv 5/2/2 64-128, bn, leaky 0.2",
+        "conv 3/1/0 128-1",  # over all that is left: a linear layer
     ]
+
+
+def test_filters_of_the_paper_are_those_of_a_width_of_64() -> None:
+    filters = [p.shape[0] for p in ALOCC((1, 32, 32), width=64).discriminate.parameters() if p.dim() == 4]
+    assert filters == [64, 128, 256, 512, 1]
 
 
 @pytest.mark.parametrize("refiner_steps", [1, 2])

@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from layers import layers_of
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from steps import assert_same_weights, descend_plainly, moved, networks, stage_of
@@ -57,16 +58,22 @@ def test_shapes(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(detector.score(x), score)
 
 
-def test_widths_at_64_pixels_are_the_papers() -> None:
+def test_layers_at_64_pixels_are_the_papers_filters_with_dcgans_norms_and_activations() -> None:
     detector = AnoGAN((1, 64, 64))
-    generator = [
-        layer.out_channels for layer in detector.generate if isinstance(layer, torch.nn.ConvTranspose2d)
+    assert layers_of(detector.generate) == [
+        "convT 4/1/0 100-512 no bias, bn, relu",
+        "convT 5/2/2 512-256 no bias, bn, relu",
+        "convT 5/2/2 256-128 no bias, bn, relu",
+        "convT 5/2/2 128-64 no bias, bn, relu",
+        "convT 5/2/2 64-1, tanh",
     ]
-    critic = [
-        layer.out_channels for layer in detector.discriminate.features if isinstance(layer, torch.nn.Conv2d)
+    assert layers_of(detector.discriminate) == [
+        "conv 5/2/2 1-64, leaky 0.2",
+        "conv 5/2/2 64-128 no bias, bn, leaky 0.2",
+        "conv 5/2/2 128-256 no bias, bn, leaky 0.2",
+        "conv 5/2/2 256-512 no bias, bn, leaky 0.2",
+        "conv 4/1/0 512-1",
     ]
-    assert generator == [512, 256, 128, 64, 1]
-    assert critic == [64, 128, 256, 512]
 
 
 def test_one_step_is_dcgans() -> None:

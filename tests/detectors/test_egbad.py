@@ -134,7 +134,7 @@ def test_layers_for_mnist_are_those_of_the_official_code() -> None:
     assert layers_of(detector.discriminate) == [
         "conv 4/2/1 1-64, leaky 0.1, dropout 0.5",
         "conv 4/2/1 64-64 no bias, bn, leaky 0.1, dropout 0.5",
-        "linear 200-512, leaky 0.1, dropout 0.5",  # of the code
+        "linear 200-512, leaky 0.1, dropout 0.5",  # of z
         "linear 3648-1024, leaky 0.1, dropout 0.5",
         "linear 1024-1",
     ]

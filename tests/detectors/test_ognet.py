@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from layers import layers_of
 from steps import (
     assert_same_weights,
     auroc_before_and_after,
@@ -45,18 +46,23 @@ def test_any_size_is_taken_and_rebuilt(shape: tuple[int, ...]) -> None:
 
 def test_layers_at_45_pixels_are_the_official_ones() -> None:
     detector = OGNet((1, 45, 45))
-    widths = [p.shape[:2] for p in detector.rebuild.parameters() if p.dim() == 4]
-    assert [tuple(w) for w in widths] == [
-        (64, 1),
-        (128, 64),
-        (256, 128),
-        (512, 256),
-        (512, 256),
-        (256, 128),
-        (128, 64),
-        (64, 1),
+    assert layers_of(detector.rebuild) == [
+        "conv 5/1/0 1-64, bn, relu",
+        "conv 5/1/0 64-128, bn, relu",
+        "conv 5/1/0 128-256, relu, bn",  # swapped, as the next one
+        "conv 5/1/0 256-512, relu, bn",
+        "convT 5/1/0 512-256, bn, relu",
+        "convT 5/1/0 256-128, bn, relu",
+        "convT 5/1/0 128-64, bn, relu",
+        "convT 5/1/0 64-1, tanh",
     ]
-    assert detector.discriminate.head.in_features == 4608
+    assert layers_of(detector.discriminate) == [
+        "conv 5/2/2 1-64, bn, relu",
+        "conv 5/2/2 64-128, bn, relu",
+        "conv 5/2/2 128-256, bn, relu",
+        "conv 5/2/2 256-512, relu",
+        "linear 4608-1",
+    ]
 
 
 def test_one_step_of_phase_1() -> None:

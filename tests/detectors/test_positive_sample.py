@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from layers import layers_of
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from steps import assert_same_weights, batch_of, descend_plainly, moved, networks, noise, stage_of
@@ -44,6 +45,29 @@ def test_filters_are_those_of_the_context_encoder(size: int, filters: list[int])
     assert [w[0] for w in down] == [*filters, 7]
     assert [w[1] for w in up] == [*filters[::-1], 1]
     assert [p.shape[0] for p in detector.discriminate.parameters() if p.dim() == 4] == [*filters, 1]
+
+
+def test_norms_and_activations_are_the_papers() -> None:
+    detector = PositiveSample((1, 64, 64), nz=7)
+    assert layers_of(detector.repair) == [
+        "conv 4/2/1 1-64 no bias, relu",
+        "conv 4/2/1 64-64 no bias, bn, relu",
+        "conv 4/2/1 64-128 no bias, bn, relu",
+        "conv 4/2/1 128-256 no bias, bn, relu",
+        "conv 4/1/0 256-7 no bias, bn, relu",
+        "convT 4/1/0 7-256 no bias, bn, relu",
+        "convT 4/2/1 256-128 no bias, bn, relu",
+        "convT 4/2/1 128-64 no bias, bn, relu",
+        "convT 4/2/1 64-64 no bias, bn, relu",
+        "convT 4/2/1 64-1, tanh",
+    ]
+    assert layers_of(detector.discriminate) == [
+        "conv 4/2/1 1-64 no bias, leaky 0.2",
+        "conv 4/2/1 64-64 no bias, bn, leaky 0.2",
+        "conv 4/2/1 64-128 no bias, bn, leaky 0.2",
+        "conv 4/2/1 128-256 no bias, bn, leaky 0.2",
+        "conv 4/1/0 256-1 no bias",
+    ]
 
 
 def test_one_step_is_the_papers_equations() -> None:
