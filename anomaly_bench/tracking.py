@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,9 @@ NOTE = "tracked.json"
 
 EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 """Which extra brings a package."""
+
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""So that a server which does not answer holds a run up for seconds; MLflow itself tries for minutes."""
 
 FOREIGN = re.compile(r" *[^\w\-. /]+ *")
 """What no name may hold at a tracker."""
@@ -91,6 +95,9 @@ class MLflow:
         self, uri: str, experiment: str, *, name: str, settings: Mapping[str, Any], id: str | None
     ) -> None:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions want to be told
+        for key, value in IMPATIENT.items():
+            os.environ.setdefault(key, value)
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of every try
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
@@ -112,15 +119,14 @@ class MLflow:
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """All numbers of an epoch at once."""
+        now = int(1000 * time.time())
         self.client.log_batch(
-            self.id, metrics=[self.metric(name, value, 0, step) for name, value in numbers.items()]
+            self.id, metrics=[self.metric(name, value, now, step) for name, value in numbers.items()]
         )
 
     def finish(self, numbers: Mapping[str, float], error: str | None) -> None:
         """The results as metrics; the run is `FINISHED`, or `FAILED` with a tag that says why."""
-        self.client.log_batch(
-            self.id, metrics=[self.metric(f"result/{name}", value, 0, 0) for name, value in numbers.items()]
-        )
+        self.log(0, {f"result/{name}": value for name, value in numbers.items()})
         if error is not None:
             self.client.set_tag(self.id, "error", error[:500])
         self.client.set_terminated(self.id, "FINISHED" if error is None else "FAILED")
@@ -141,6 +147,7 @@ class WandB:
     ) -> None:
         import wandb
 
+        wandb.setup(wandb.Settings(silent=True))  # else it asks at the terminal who is not logged in
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.id = id or uuid.uuid4().hex
         self.run = wandb.init(
@@ -191,6 +198,15 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
+def spelled_out(value: Any) -> Any:
+    """`value` with bytes of a name that are no text spelled out, in every text it holds."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {key: spelled_out(one) for key, one in value.items()}
+    return [spelled_out(one) for one in value] if isinstance(value, list) else value
+
+
 class Follower:
     """Tells a tracker of one run, each epoch once; if the tracker fails, it warns and is silent from then on.
 
@@ -207,7 +223,7 @@ class Follower:
         self.make = make
         self.key = json.dumps(setting, sort_keys=True)
         self.folder = folder
-        self.settings = settings
+        self.settings = spelled_out(settings)
         self.tracker: Tracker | None = None
 
     @property
@@ -235,7 +251,7 @@ class Follower:
             numbers = record.read_json(self.folder / "metrics.json") if error is None else {}
             if self.make is not None:
                 told = {safe(name): float(x) for name, x in numbers.items() if is_number(x)}
-                self.opened().finish(told, error)
+                self.opened().finish(told, spelled_out(error))
                 self.tracker = None
                 self.write(told=error is None)
 

@@ -2,7 +2,10 @@
 
 import functools
 import json
+import logging
+import socketserver
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -282,6 +285,60 @@ def test_wandb_takes_the_same_names(tmp_path):
     tracker.run.summary.update(numbers)
     assert set(numbers) <= set(tracker.run.summary.keys())
     tracker.finish(numbers, None)
+
+
+def test_mlflow_gives_up_soon_and_in_a_line_where_no_server_answers(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    tries = []
+
+    class Closing(socketserver.BaseRequestHandler):
+        def handle(self):
+            tries.append(self.client_address)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Closing) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        finished(tmp_path, tracker="mlflow", tracker__uri=address, **SMALL)
+        server.shutdown()
+    assert len(tries) == 3
+    (line,) = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert line.startswith("tracker: MlflowException: ")
+
+
+def test_mlflow_knows_when_it_was_told(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    tracker = tracking.MLflow(str(tmp_path), "ours", name="a run", settings={}, id=None)
+    before = time.time() - 1
+    tracker.log(1, {"loss": 1.0})
+    tracker.finish({"auroc": 1.0}, None)
+    client = mlflow.MlflowClient(tmp_path.as_uri())
+    for name in ("loss", "result/auroc"):
+        (point,) = client.get_metric_history(tracker.id, name)
+        assert before < point.timestamp / 1000 < time.time() + 1
+
+
+def test_wandb_asks_nothing_at_the_terminal(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    tracker = tracking.WandB("ours", str(tmp_path), "offline", name="a run", settings={}, id=None)
+    tracker.finish({}, None)
+    monkeypatch.setattr("wandb.errors.term._sys_stderr_isatty", lambda: True)
+    monkeypatch.setattr("wandb.errors.term._sys_stdin_isatty", lambda: True)
+    assert not wandb.errors.term.can_use_terminput()
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
+def test_bytes_that_are_no_text_are_told_spelled_out(name, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    pytest.importorskip(name)
+    job = job_of(tmp_path, tracker=name, **SMALL)
+    settings = {"data": {"root": "a\udc80", "columns": ["b\udc81"]}}
+    follow = tracking.Follower(job.tracker(), job.values["tracker"], tmp_path / "a run", settings)
+    follow.end("cannot be read: c\udc82")
+    assert "tracker:" not in caplog.text
+    told = b"".join(path.read_bytes() for path in files(tmp_path))
+    assert all(spelled in told for spelled in (b"udc80", b"udc81", b"udc82"))
 
 
 def test_jobs_that_begin_at_once_share_an_mlflow_experiment(tmp_path, monkeypatch):
