@@ -160,7 +160,9 @@ def launch(arguments: list[str]) -> int:
             return refuse(line)
         if SweepTable.begun is None:
             raise
-        print_sweep(SweepTable.begun, f"the launcher: {described(error)}")
+        sweeper = SweepTable.begun.hydra.runtime.choices["hydra/sweeper"]
+        who = "the launcher" if sweeper == "basic" else f"hydra/sweeper={sweeper}, or the launcher"
+        print_sweep(SweepTable.begun, f"{who}: {described(error)}")
         return 1
     return 0
 

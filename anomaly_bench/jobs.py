@@ -80,10 +80,7 @@ class SweepTable:
             sys.exit(
                 refuse("torchrun: it takes one run, not a sweep; hydra/launcher= spreads the jobs of a sweep")
             )
-        if "optuna" in str(config.hydra.sweeper.get("_target_")) and config.evaluation.validation is None:
-            sweeper = config.hydra.runtime.choices["hydra/sweeper"]
-            line = f"hydra/sweeper={sweeper}: test rows choose nothing; evaluation.validation=0.1 holds rows out for it"
-            sys.exit(refuse(f"{line}, and evaluation.validation_class=CLASS says whose are the anomalies"))
+        check_search(config)
         if config.hydra.job.chdir:
             sys.exit(
                 refuse(
@@ -110,6 +107,23 @@ class SweepTable:
         if name.startswith("on_"):
             return lambda **_: None
         raise AttributeError(name)
+
+
+def check_search(config: Any) -> None:
+    """Refuse Optuna's sweeper where it has nothing to choose by, or no way to."""
+    sweeper, choices = config.hydra.sweeper, config.hydra.runtime.choices
+    if "optuna" not in str(sweeper.get("_target_")):
+        return
+    if config.evaluation.validation is None:
+        line = "test rows choose nothing; evaluation.validation=0.1 holds rows out for it"
+        told = f"{line}, and evaluation.validation_class=CLASS says whose are the anomalies"
+        sys.exit(refuse(f"hydra/sweeper={choices['hydra/sweeper']}: {told}"))
+    if type(sweeper.n_trials) is not int or sweeper.n_trials < 1:
+        sys.exit(refuse(f"hydra.sweeper.n_trials={sweeper.n_trials}: allowed is a number from 1"))
+    if "_target_" not in sweeper.sampler:  # the group is optional, since Optuna is: any name passes
+        name = choices.get("hydra/sweeper/sampler")
+        allowed = "tpe, random, cmaes, nsgaii and motpe"
+        sys.exit(refuse(f"hydra/sweeper/sampler={name}: there is no such sampler; allowed are {allowed}"))
 
 
 def print_sweep(config: Any, broken: str | None = None) -> bool:

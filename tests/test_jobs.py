@@ -1,11 +1,13 @@
-"""What a job of a sweep leaves behind where it failed; tests/test_cli.py holds whole sweeps."""
+"""What a failed job of a sweep leaves behind, and what breaks a sweep off; tests/test_cli.py holds whole sweeps."""
 
 import json
+import sys
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
-from anomaly_bench import jobs
-from anomaly_bench.jobs import folder_without_run, leave_note
+from anomaly_bench import cli, jobs
+from anomaly_bench.jobs import SweepTable, check_search, folder_without_run, leave_note
 
 
 @pytest.fixture
@@ -29,3 +31,47 @@ def test_what_a_run_says_of_its_own_failure_is_left(runs):
     assert json.loads((own / "error.json").read_text()) == {"error": "diverged"}
     assert json.loads((other / "error.json").read_text()) == {"error": "killed", "overrides": ["seed=0"]}
     assert not folder_without_run(str(runs), ["seed=0"]).exists()
+
+
+CHOSEN = {"hydra/sweeper": "tune", "hydra/sweeper/sampler": "foo"}
+
+
+def search(**changed) -> DictConfig:
+    """The config of a sweep by Optuna, with so much of its sweeper changed."""
+    sweeper = {"_target_": "optuna_sweeper.OptunaSweeper", "n_trials": 20, "sampler": {"_target_": "TPE"}}
+    hydra = {"sweeper": sweeper | changed, "runtime": {"choices": CHOSEN}}
+    return OmegaConf.create({"hydra": hydra, "evaluation": {"validation": 0.1}})
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"n_trials": "many"}, "hydra.sweeper.n_trials=many: allowed is a number from 1"),
+        ({"n_trials": 0}, "hydra.sweeper.n_trials=0: allowed is a number from 1"),
+        ({"sampler": {"seed": 0}}, "hydra/sweeper/sampler=foo: there is no such sampler; allowed are tpe, "),
+    ],
+)
+def test_a_search_that_cannot_begin_is_refused(changed, said, capsys):
+    check_search(search())
+    with pytest.raises(SystemExit) as leaving:
+        check_search(search(**changed))
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err.startswith(f"anomaly-bench: {said}")
+
+
+@pytest.mark.parametrize(
+    ("sweeper", "who"), [("basic", "the launcher"), ("tune", "hydra/sweeper=tune, or the launcher")]
+)
+def test_who_broke_a_sweep_off_is_named(sweeper, who, runs, monkeypatch, capsys):
+    choices = {"hydra/sweeper": sweeper}
+    config = {"runs_dir": str(runs), "hydra": {"runtime": {"choices": choices}}}
+
+    def broken() -> None:
+        SweepTable.begun = OmegaConf.create(config)
+        raise ValueError("it broke")
+
+    monkeypatch.setattr("hydra.main", lambda **_: lambda _: broken)
+    monkeypatch.setattr(SweepTable, "begun", None)
+    monkeypatch.setattr(sys, "argv", ["anomaly-bench"])
+    assert cli.answer(["-m", "seed=0,1"]) == 1
+    assert capsys.readouterr().out == f"failed: {who}: ValueError: it broke\n"
