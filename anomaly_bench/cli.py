@@ -50,7 +50,10 @@ def main() -> None:
     sys.unraisablehook = unheard
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may be no text
-    sys.exit(answer(sys.argv[1:]))
+    completes = "COMP_LINE" in os.environ  # what a shell completes that cannot be read is offered nothing
+    with contextlib.redirect_stderr(io.StringIO()) if completes else contextlib.nullcontext():
+        code = answer(sys.argv[1:])
+    sys.exit(code)
 
 
 def stop(*_: object) -> None:

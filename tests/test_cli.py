@@ -847,6 +847,24 @@ def test_what_is_spared_may_be_named_in_any_way(tmp_path, monkeypatch):
     cli.check_spared("--output", None, [tmp_path / "run"])
 
 
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("model=gano", "model=ganomaly"),
+        ("list mo", ""),
+        ("recommend data=fol", ""),
+        ("export runs/one --format on", ""),
+        ("'data.root=\"a b", ""),
+    ],
+)
+def test_what_a_shell_completes_is_offered_or_nothing_is_said(line, offered):
+    command = [sys.executable, "-m", "anomaly_bench.cli", "-sc", "query=bash"]
+    typed = f"anomaly-bench {line}"
+    env = os.environ | {"COMP_LINE": typed, "COMP_POINT": str(len(typed))}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (offered, "")
+
+
 def test_its_version_is_its_own(capsys):
     assert cli.answer(["--version"]) == 0
     assert capsys.readouterr().out == f"anomaly-bench {metadata.version('anomaly-bench')}\n"
