@@ -64,7 +64,8 @@ def stop(*_: object) -> None:
 def unheard(lost: "sys.UnraisableHookArgs") -> None:
     """Say an exception that Python drops, as one within a weak reference's callback; a wish to stop comes again."""
     if lost.exc_type is KeyboardInterrupt:
-        threading.Timer(0.01, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        later = 0.5  # seconds: while this hook lasts, on a busy machine, it would be dropped again
+        threading.Timer(later, os.kill, [os.getpid(), signal.SIGTERM]).start()
     else:
         sys.__unraisablehook__(lost)
 
