@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anomaly_bench.refusals import refuse
+from anomaly_bench.refusals import of_problem_and_swept, refuse
 
 SWEEP = "ANOMALY_BENCH_SWEEP"
 
@@ -118,6 +118,11 @@ def check_search(config: Any) -> None:
         line = "test rows choose nothing; evaluation.validation=0.1 holds rows out for it"
         told = f"{line}, and evaluation.validation_class=CLASS says whose are the anomalies"
         sys.exit(refuse(f"hydra/sweeper={choices['hydra/sweeper']}: {told}"))
+    params = sweeper.get("params") or {}
+    typed = [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())]
+    for text in of_problem_and_swept(typed):
+        line = f"{text}: a search would choose among these as among settings, the luckiest seed or the easiest class"
+        sys.exit(refuse(f"{line}; give one value"))
     if type(sweeper.n_trials) is not int or sweeper.n_trials < 1:
         sys.exit(refuse(f"hydra.sweeper.n_trials={sweeper.n_trials}: allowed is a number from 1"))
     if "_target_" not in sweeper.sampler:  # the group is optional, since Optuna is: any name passes

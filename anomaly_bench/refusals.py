@@ -31,6 +31,9 @@ KINDS = {
 
 QUOTED = """'data.root="a b"'"""
 
+PROBLEM = ("seed", "abnormal_class", "normal_class", "data", "protocol", "evaluation", "experiment", "point")
+"""Settings that say what the problem is; no search chooses them."""
+
 
 def refuse(line: str) -> int:
     """One line on standard error, and exit code 2."""
@@ -252,3 +255,12 @@ def paths_in(values: Any, prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, dict):
             yield from paths_in(value, f"{prefix}{key}.")
+
+
+def of_problem_and_swept(overrides: Sequence[str]) -> list[str]:
+    """Of what a sweep goes over, that which says what the problem is, not how it is solved."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    swept = [one for one in parsed if one.is_sweep_override()]
+    return [str(one.input_line) for one in swept if one.key_or_group.partition(".")[0] in PROBLEM]

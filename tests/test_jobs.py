@@ -36,10 +36,10 @@ def test_what_a_run_says_of_its_own_failure_is_left(runs):
 CHOSEN = {"hydra/sweeper": "tune", "hydra/sweeper/sampler": "foo"}
 
 
-def search(**changed) -> DictConfig:
-    """The config of a sweep by Optuna, with so much of its sweeper changed."""
+def search(*typed: str, **changed) -> DictConfig:
+    """The config of a sweep by Optuna, with so much typed and of its sweeper changed."""
     sweeper = {"_target_": "optuna_sweeper.OptunaSweeper", "n_trials": 20, "sampler": {"_target_": "TPE"}}
-    hydra = {"sweeper": sweeper | changed, "runtime": {"choices": CHOSEN}}
+    hydra = {"sweeper": sweeper | changed, "runtime": {"choices": CHOSEN}, "overrides": {"task": typed}}
     return OmegaConf.create({"hydra": hydra, "evaluation": {"validation": 0.1}})
 
 
@@ -57,6 +57,24 @@ def test_a_search_that_cannot_begin_is_refused(changed, said, capsys):
         check_search(search(**changed))
     assert leaving.value.code == 2
     assert capsys.readouterr().err.startswith(f"anomaly-bench: {said}")
+
+
+@pytest.mark.parametrize(
+    ("typed", "params"),
+    [
+        ("seed=0,1", {}),
+        ("abnormal_class=range(3)", {}),
+        ("data.limit=100,200", {}),
+        ("", {"normal_class": "range(10)"}),
+    ],
+)
+def test_a_search_chooses_no_seed_and_no_class(typed, params, capsys):
+    check_search(search("seed=1", "model.w_con=choice(1,10)", params={"model.lr": "0.1,0.2"}))
+    with pytest.raises(SystemExit) as leaving:
+        check_search(search(*filter(None, [typed]), params=params))
+    assert leaving.value.code == 2
+    said = typed or "normal_class=range(10)"
+    assert capsys.readouterr().err.startswith(f"anomaly-bench: {said}: a search would choose among these")
 
 
 @pytest.mark.parametrize(
