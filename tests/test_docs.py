@@ -94,7 +94,7 @@ def test_numbers_are_those_of_the_results(pages):
     assert "None were published here yet." in pages["methods/rdp.md"]
     page = pages["methods/ganomaly.md"]
     assert "| ganomaly_mnist " in page
-    assert "0.770" in page  # the mean of results/ganomaly_mnist, in its table.csv
+    assert "0.774" in page  # the mean of results/ganomaly_mnist, in its table.csv
     assert "0.781" in page  # the paper's
 
 
