@@ -22,6 +22,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 CONFIGS = CHECKOUT / "configs"
 
 ROOMS = {
+    "From Python": ["estimator"],
     "The interface of a method": ["detector", "rows"],
     "Data and protocols": ["data.dataset", "protocols"],
     "Training and scoring": ["training.trainer", "training.scoring", "training.control"],
@@ -54,8 +55,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add every page."""
+    """Add every page, also in place of a file of `docs/` that has its name."""
     for path, text in pages().items():
+        if old := files.get_file_from_path(path):
+            files.remove(old)
         files.append(File.generated(config, path, content=text))
     return files
 
@@ -63,12 +66,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def pages() -> dict[str, str]:
     """The Markdown of each page by its path."""
     readme, contributing = (sections(CHECKOUT / name) for name in ("README.md", "CONTRIBUTING.md"))
+    uses = ["From Python", "What a run leaves", "Sweeps on other machines", "Shell completion"]
     parts = ["Add a method", "Stages are a generator", "Changes that can move a number", "Style"]
     found = {
         "index.md": f"# anomaly-bench\n\n{readme['']}\n## Start\n\n{readme['Start']}",
         "tutorial.md": tutorial(),
-        "use.md": f"# Use\n\n{readme['Use']}\n## What a run leaves\n\n{readme['What a run leaves']}",
-        "results.md": f"# Results\n\n{readme['Results']}\n## All of them\n\n{index_of_results()}",
+        "use.md": f"# Use\n\n{readme['Use']}\n" + "\n".join(f"## {part}\n\n{readme[part]}" for part in uses),
+        "results.md": f"# Results\n\n{readme['Results']}\n## All of them\n\n{index_of_results()}"
+        f"\n## Speed\n\n{readme['Speed']}",
         "findings.md": findings(),
         "evaluation.md": evaluation(readme["Honest, and as published"]),
         "methods/index.md": f"# Methods\n\n{readme['Methods']}\n{links(models())}",
@@ -88,10 +93,10 @@ def pages() -> dict[str, str]:
 
 
 def sections(path: Path) -> dict[str, str]:
-    """The text below each `##` heading, that before the first under the empty name; no pictures, and links to files
-    are plain text.
+    """The text below each `##` heading, that before the first under the empty name; no pictures nor their
+    captions, and links to files are plain text.
     """
-    text = unlinked(re.sub(r"!\[[^\]]*\]\([^)]*\)\n", "", path.read_text(encoding="utf-8")))
+    text = unlinked(re.sub(r"!\[[^\]]*\]\([^)]*\)\n(\n\*[^*]+\*\n)?", "", path.read_text(encoding="utf-8")))
     first, *rest = re.split(r"(?m)^## ", text)
     named = {title: body for title, _, body in (part.partition("\n\n") for part in rest)}
     return {"": first.partition("\n\n")[2]} | named
@@ -208,9 +213,13 @@ def published() -> pd.DataFrame:
     """What `results/` has of every method: means over classes where there are such, else each class."""
     tables = []
     for path in sorted((CHECKOUT / "results").glob("*/table.csv")):
-        cells = pd.read_csv(path).assign(results=path.parent.name)
+        cells = (
+            pd.read_csv(path, dtype={"settings": str})
+            .fillna({"settings": ""})
+            .assign(results=path.parent.name)
+        )
         whole = cells["class"].isin(["mean", "overall"])
-        alone = ~cells.groupby(["model", "evaluation"])["class"].transform(
+        alone = ~cells.groupby(["model", "evaluation", "settings"])["class"].transform(
             lambda classes: classes.isin(["mean", "overall"]).any()
         )
         tables.append(cells[whole | alone])
@@ -222,13 +231,12 @@ def of_method(name: str, numbers: pd.DataFrame) -> str:
     mine = numbers[numbers["model"] == name]
     if mine.empty:
         return "None were published here yet.\n"
-    shown = mine[
-        ["results", "data", "protocol", "evaluation", "class", "n", "epochs", "mean", "untrained_mean"]
-    ]
+    columns = ["results", "data", "protocol", "evaluation", "settings", "class", "n", "epochs"]
+    shown = mine[[*columns, "mean", "untrained_mean"]]
     where = zip(shown["results"].tolist(), shown["class"].tolist(), strict=True)
     papers = [printed(results, name, of_class) for results, of_class in where]
     shown = pd.DataFrame(shown).assign(paper=papers)
-    shown.columns = [*shown.columns[:5], "seeds", "epochs", "AUROC", "untrained", "paper"]
+    shown.columns = [*shown.columns[:6], "seeds", "epochs", "AUROC", "untrained", "paper"]
     table = shown.to_markdown(index=False, floatfmt=".3f", missingval="–")
     return f"{table}\n\n`class` is the one left out, or the normal one; `mean` is over all that were run.\n"
 

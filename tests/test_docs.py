@@ -98,6 +98,31 @@ def test_numbers_are_those_of_the_results(pages):
     assert "0.781" in page  # the paper's
 
 
+def test_numbers_of_several_settings_are_told_apart_and_all_there(pages):
+    assert "point={nz:32}" in pages["methods/ganomaly.md"]
+    rows = [
+        line for line in pages["methods/e3outlier.md"].splitlines() if "| e3outlier_cifar10_jpeg " in line
+    ]
+    assert len(rows) == 2  # the mean of three classes, and the one class of another setting
+    assert len({row.split("|")[5].strip() for row in rows}) == 2
+    assert "nan" not in "".join(rows)
+
+
+def test_every_section_of_the_readme_has_a_page(pages):
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    everything = "\n".join(pages.values())
+    for title in set(re.findall(r"(?m)^## (.+)$", readme)) - {"Licence"}:
+        assert re.search(rf"(?m)^##? {title}$", everything), title
+
+
+def test_a_picture_that_is_left_out_leaves_no_caption(pages):
+    assert "Four epochs of" not in pages["index.md"]
+
+
+def test_the_interface_from_python_is_in_the_reference(pages):
+    assert "::: anomaly_bench.estimator\n" in pages["api.md"]
+
+
 def test_commands_say_what_they_say_in_a_terminal(pages):
     for word in (
         "anomaly-bench score [-h]",
