@@ -169,7 +169,9 @@ def explained(error: Exception, arguments: Sequence[str]) -> str | None:
         return str(refusal)
     if isinstance(error, MissingConfigException) and error.options:
         group, _, wanted = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={wanted}: there is none; allowed are {', '.join(sorted(error.options))}"
+        close = difflib.get_close_matches(wanted, error.options)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        return f"{group}={wanted}: there is none{hint or '; allowed are ' + ', '.join(sorted(error.options))}"
     if isinstance(error, OverrideParseException):
         if "=" not in str(error.override):
             return f"{error.override}: no KEY=VALUE; a value with spaces needs quotes within quotes, as in {QUOTED}"

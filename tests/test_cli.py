@@ -252,7 +252,8 @@ def test_a_disk_without_room_for_notes_is_told_at_the_end(bench, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["model=ganomly"], ["model=ganomly", "ganomaly"]),
+        (["model=ganomly"], ["model=ganomly: there is none; did you mean ganomaly"]),
+        (["model=xyzzy"], ["model=xyzzy: there is none; allowed are aae, adgan"]),
         (["data=mnst"], ["data=mnst", "mnist"]),
         (["modle=ganomaly"], ["modle", "did you mean model?"]),
         (["modle.lr=3"], ["modle.lr: no such setting; did you mean model.lr"]),
