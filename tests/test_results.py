@@ -107,6 +107,8 @@ def short(value: float) -> str:
     [
         ("[GANomaly on MNIST](", "ganomaly_mnist_full_length", "GANomaly", ""),
         ("[Deep SVDD on MNIST](", "deep_svdd_mnist", "one-class Deep SVDD", ""),
+        ("[MemAE on MNIST](", "memae_mnist_all_rows", "MemAE", "trainer.max_epochs=20"),
+        ("the same without its memory |", "memae_mnist_all_rows", "AE", "trainer.max_epochs=20"),
         ("[Deep SVDD on CIFAR-10](", "deep_svdd_cifar10_jpeg", "one-class Deep SVDD", "data.limit=2500"),
         ("[GeoTrans on", "geotrans_cifar10_jpeg", "GeoTrans", "data.limit=5000, model.widen_factor=2"),
         (
@@ -146,6 +148,26 @@ def test_the_findings_have_the_gans_as_the_records_give_them():
         ["|:---|---:|---:|---:|---:|---:|", *(line for _, line in sorted(lines, reverse=True)), ""]
     )
     assert wanted in FINDINGS.read_text(encoding="utf-8")
+
+
+def test_the_findings_have_memae_as_the_records_give_it():
+    whole, part = (
+        pd.read_csv(RESULTS / name / "table.csv", dtype={"class": str}).set_index(["model", "class"])
+        for name in ("memae_mnist_all_rows", "memae_mnist")
+    )
+    papers = pd.read_csv(RESULTS / "memae_mnist_all_rows" / "paper.csv").set_index("method")["printed"]
+    columns = [*map(str, range(10)), "mean"]
+    for said, model, method, column in (
+        ("without the memory", "memae_ae", "AE", "mean"),
+        ("a memory, nothing sparse (nonSpar)", "memae_nonspar", "MemAE-nonSpar", "mean"),
+        ("MemAE", "memae", "MemAE", "mean"),
+        ("untrained", "memae", None, "untrained_mean"),
+    ):
+        cells = [short(whole.loc[(model, name), column]) for name in columns]
+        paper = short(papers[method]) if method else "–"
+        last = short(part.loc[(model, "mean"), column])
+        line = f"| {said} | {' | '.join(cells)} | {paper} | {last} |"
+        assert line in FINDINGS.read_text(encoding="utf-8")
 
 
 def of_classes(folder: str, metric: str = "auroc") -> dict[str, pd.DataFrame]:
