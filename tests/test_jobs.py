@@ -51,12 +51,18 @@ def search(*typed: str, **changed) -> DictConfig:
         ({"sampler": {"seed": 0}}, "hydra/sweeper/sampler=foo: there is no such sampler; allowed are tpe, "),
     ],
 )
-def test_a_search_that_cannot_begin_is_refused(changed, said, capsys):
+def test_a_search_that_cannot_begin_is_refused(changed, said, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "find_spec", lambda _: "installed")
     check_search(search())
     with pytest.raises(SystemExit) as leaving:
         check_search(search(**changed))
     assert leaving.value.code == 2
     assert capsys.readouterr().err.startswith(f"anomaly-bench: {said}")
+
+
+def test_a_sampler_of_a_package_that_is_not_installed_is_not_blamed(monkeypatch):
+    monkeypatch.setattr(jobs, "find_spec", lambda _: None)
+    check_search(search(sampler={"seed": 0}))
 
 
 @pytest.mark.parametrize(
