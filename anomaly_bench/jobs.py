@@ -127,9 +127,8 @@ def check_search(config: Any) -> None:
     if type(sweeper.n_trials) is not int or sweeper.n_trials < 1:
         sys.exit(refuse(f"hydra.sweeper.n_trials={sweeper.n_trials}: allowed is a number from 1"))
     installed = find_spec("hydra_plugins.hydra_optuna_sweeper") is not None
-    if (
-        installed and "_target_" not in sweeper.sampler
-    ):  # the group is optional, since Optuna is: any name passes
+    # Its group is optional, since Optuna is, so that any name passes.
+    if installed and "_target_" not in sweeper.sampler:
         name = choices.get("hydra/sweeper/sampler")
         allowed = "tpe, random, cmaes, nsgaii and motpe"
         sys.exit(refuse(f"hydra/sweeper/sampler={name}: there is no such sampler; allowed are {allowed}"))
