@@ -15,7 +15,7 @@ import pandas as pd
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from anomaly_bench import cli
+from anomaly_bench.commands import COMMANDS
 from anomaly_bench.usage import headline, usage
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -258,7 +258,7 @@ def printed(results: str, name: str, of_class: str) -> float | None:
 def commands() -> str:
     """What each command says of itself."""
     blocks = []
-    for name, command in cli.COMMANDS.items():
+    for name, command in COMMANDS.items():
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
             command(["--help"])

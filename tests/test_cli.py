@@ -7,7 +7,6 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ from sklearn.datasets import load_digits
 
 from anomaly_bench import cli, jobs, record
 from anomaly_bench.cli import answer
+from anomaly_bench.commands import COMMANDS
 from anomaly_bench.errors import SettingError
 from anomaly_bench.jobs import leave_note
 
@@ -763,7 +763,7 @@ def test_how_a_command_ends_is_told_by_its_exit_code(bench, monkeypatch, error, 
     def failing(_):
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "list", failing)
+    monkeypatch.setitem(COMMANDS, "list", failing)
     assert bench("list") == (code, "", said)
     monkeypatch.setenv("ANOMALY_BENCH_DEBUG", "1")
     found, out, err = bench("list")
@@ -803,52 +803,6 @@ def test_a_run_is_summed_up_in_a_line(tmp_path, epochs, said):
     record.write_json(tmp_path / "metrics.json", figures | {"auroc_validation": 0.7})
     assert ", untrained 0.500, on validation rows 0.700: ae" in cli.summary(tmp_path)
     assert cli.objective_of(tmp_path) == 0.7
-
-
-def test_what_is_typed_for_a_race_comes_to_it_in_any_order(bench, monkeypatch):
-    monkeypatch.setattr("anomaly_bench.recommend.recommend", lambda *given: given)
-    assert (
-        bench("recommend", "data=digits", "--minutes", "2", "model=ae")[1]
-        == "(['data=digits', 'model=ae'], 2.0)\n"
-    )
-    assert bench("recommend")[1] == "([], 5.0)\n"
-
-
-@pytest.mark.parametrize("output", ["new.CSV", "new.JSON"])
-def test_what_is_typed_for_scoring_comes_to_it(bench, monkeypatch, output):
-    asked = []
-
-    def scored(*given):
-        asked.append(given)
-        return SimpleNamespace(
-            table=pd.DataFrame({"row": [0, 1], "score": [0.25, 0.75]}),
-            n_anomalous=1,
-            threshold=0.5,
-            rule="a rule",
-            left_out="",
-        )
-
-    monkeypatch.setattr("anomaly_bench.score.score_files", scored)
-    given = ["score", "run", "a.csv", "--output", output, "--threshold", "max_train", "--maps", "maps"]
-    more = ["--device", "cpu", "--allow", "mine", "--allow", "yours", "--fail-on-anomaly"]
-    code, out, _ = bench(*given, *more)
-    assert asked == [(Path("run"), [Path("a.csv")], "cpu", "max_train", Path("maps"), ["mine", "yours"])]
-    assert (code, out) == (cli.FOUND, f"{output}: 2 rows, 1 of them anomalous, above 0.5 (a rule)\n")
-    text = Path(output).read_text()
-    assert text.startswith("row,score\n") if output == "new.CSV" else json.loads(text)["threshold"] == 0.5
-    assert bench("score", "run", "a.csv")[:2] == (0, "row,score\n0,0.25\n1,0.75\n")
-    assert asked[1][2:] == ("auto", None, None, [])
-
-
-def test_what_is_spared_may_be_named_in_any_way(tmp_path, monkeypatch):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "link").symlink_to("run")
-    monkeypatch.chdir(tmp_path)
-    for place in ("run/x.csv", "other/../run/x.csv", "link/x.csv"):
-        with pytest.raises(SettingError, match="it would change"):
-            cli.check_spared("--output", Path(place), [tmp_path / "run"])
-    cli.check_spared("--output", Path("run.csv"), [tmp_path / "run"])
-    cli.check_spared("--output", None, [tmp_path / "run"])
 
 
 @pytest.mark.parametrize(

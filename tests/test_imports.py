@@ -49,6 +49,7 @@ MAY_IMPORT = {
 AT_THE_END = {
     "__init__",
     "cli",
+    "commands",
     "compose",
     "estimator",
     "export",

@@ -4,7 +4,8 @@ import pytest
 from hydra.core.config_store import ConfigStore
 
 from anomaly_bench import refusals
-from anomaly_bench.cli import COMMANDS, answer
+from anomaly_bench.cli import answer
+from anomaly_bench.commands import COMMANDS
 from anomaly_bench.errors import SettingError
 from anomaly_bench.refusals import (
     explained,
