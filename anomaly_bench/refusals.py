@@ -181,6 +181,8 @@ def explained(error: Exception, arguments: Sequence[str]) -> str | None:
         )
     if ambiguous := re.match(r"Ambiguous value for argument '(.+?)'\n", str(error)):
         return f"{ambiguous[1]}: several values are a sweep, which needs -m; one list is written [A,B]"
+    if swept := re.match(r"Sweep parameters '(.+)' requires --multirun", str(error)):
+        return f"{swept[1]}: several values are a sweep, which needs -m"
     if gone := re.match(r"Key '(.+?)' not in 'Settings'", str(error)):
         return f"~{gone[1]}: it cannot be left out; {gone[1]}=VALUE sets it"
     if isinstance(error, InstantiationException):

@@ -743,6 +743,10 @@ def test_a_method_with_a_rule_of_its_own_calls_rows_by_it(bench):
             ["tracker=tensorboard,mlflow"],
             "tracker=tensorboard,mlflow: several values are a sweep, which needs -m",
         ),
+        (
+            ["model=ae", "abnormal_class=range(10)"],
+            "abnormal_class=range(10): several values are a sweep, which needs -m",
+        ),
     ],
 )
 def test_slips_are_refused_in_a_line(bench, arguments, said):
