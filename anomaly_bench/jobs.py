@@ -126,6 +126,10 @@ def check_search(config: Any) -> None:
         sys.exit(refuse(f"{line}; give one value"))
     if type(sweeper.n_trials) is not int or sweeper.n_trials < 1:
         sys.exit(refuse(f"hydra.sweeper.n_trials={sweeper.n_trials}: allowed is a number from 1"))
+    direction = getattr(sweeper.direction, "name", sweeper.direction)  # Hydra's own config has an enum
+    if direction != "maximize":
+        line = "what a search goes by is the AUROC on validation rows; allowed is maximize"
+        sys.exit(refuse(f"hydra.sweeper.direction={direction}: {line}"))
     installed = find_spec("hydra_plugins.hydra_optuna_sweeper") is not None
     # Its group is optional, since Optuna is, so that any name passes.
     if installed and "_target_" not in sweeper.sampler:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from enum import Enum
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -33,12 +34,19 @@ def test_what_a_run_says_of_its_own_failure_is_left(runs):
     assert not folder_without_run(str(runs), ["seed=0"]).exists()
 
 
+class Direction(Enum):
+    """As Hydra's plugin for Optuna has it."""
+
+    minimize = 1
+
+
 CHOSEN = {"hydra/sweeper": "tune", "hydra/sweeper/sampler": "foo"}
 
 
 def search(*typed: str, **changed) -> DictConfig:
     """The config of a sweep by Optuna, with so much typed and of its sweeper changed."""
     sweeper = {"_target_": "optuna_sweeper.OptunaSweeper", "n_trials": 20, "sampler": {"_target_": "TPE"}}
+    sweeper |= {"direction": "maximize"}
     hydra = {"sweeper": sweeper | changed, "runtime": {"choices": CHOSEN}, "overrides": {"task": typed}}
     return OmegaConf.create({"hydra": hydra, "evaluation": {"validation": 0.1}})
 
@@ -48,6 +56,8 @@ def search(*typed: str, **changed) -> DictConfig:
     [
         ({"n_trials": "many"}, "hydra.sweeper.n_trials=many: allowed is a number from 1"),
         ({"n_trials": 0}, "hydra.sweeper.n_trials=0: allowed is a number from 1"),
+        ({"direction": "up"}, "hydra.sweeper.direction=up: what a search goes by is the AUROC"),
+        ({"direction": Direction.minimize}, "hydra.sweeper.direction=minimize: what a search goes by"),
         ({"sampler": {"seed": 0}}, "hydra/sweeper/sampler=foo: there is no such sampler; allowed are tpe, "),
     ],
 )
