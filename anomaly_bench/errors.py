@@ -1,5 +1,7 @@
 """What a user did that cannot work, said in one line."""
 
+from collections.abc import Iterable
+
 
 class SettingError(ValueError):
     """A setting, a file or a device that cannot be used.
@@ -7,6 +9,12 @@ class SettingError(ValueError):
     The message names the setting, what was found, and what is allowed. The command line prints it as one
     line and exits with code 2.
     """
+
+
+def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Refuse a value of a method's setting that is none of these."""
+    if value not in list(allowed):  # of a dictionary too, where the value is a list
+        raise SettingError(f"model.{name}={value}: allowed are {', '.join(allowed)}")
 
 
 def one_line(said: BaseException | str) -> str:

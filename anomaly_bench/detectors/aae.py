@@ -46,7 +46,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.losses import bce, gradient_penalty
 from anomaly_bench.networks.bigan import init_weights
 from anomaly_bench.networks.dcgan import check_dcgan_shape
@@ -99,8 +99,7 @@ class AAE(Detector):
         epochs: int = 300,
     ) -> None:
         super().__init__()
-        if adversary not in ("wgan", "gan"):
-            raise SettingError(f"model.adversary={adversary}: allowed are wgan, gan")
+        check_choice("adversary", adversary, ("wgan", "gan"))
         if not 0 <= warmup_epochs <= epochs:
             raise SettingError(
                 f"model.warmup_epochs={warmup_epochs}: must be from 0 to model.epochs={epochs}"

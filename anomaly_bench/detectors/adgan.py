@@ -50,7 +50,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d
 
 from anomaly_bench.detector import Adam, Batch, Detector, Explanation, Rows, Stage, adam, descend
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.networks.cae import ConvDecoder, stages_for
 from anomaly_bench.wgan import wgan_gp_step
 
@@ -120,8 +120,7 @@ class ADGAN(Detector):
         g_lr: float = 5e-5,
     ) -> None:
         super().__init__()
-        if critic_norm not in NORMS:
-            raise SettingError(f"model.critic_norm={critic_norm}: allowed are {', '.join(NORMS)}")
+        check_choice("critic_norm", critic_norm, NORMS)
         for name, value in (("n_critic", n_critic), ("n_seeds", n_seeds)):
             if value < 1:
                 raise SettingError(f"model.{name}={value}: must be at least 1")

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.losses import ssim
 from anomaly_bench.networks.pairs import decoder, encoder
 
@@ -72,8 +72,7 @@ class Autoencoder(Detector):
         epochs: int = 200,
     ) -> None:
         super().__init__()
-        if loss not in ("l2", "l1", "ssim"):
-            raise SettingError(f"model.loss={loss}: allowed are l2, l1, ssim")
+        check_choice("loss", loss, ("l2", "l1", "ssim"))
         if loss == "ssim" and (len(shape) != 3 or min(shape[1:]) < 6):
             raise SettingError(f"model.loss=ssim: it needs images of 6 pixels and more, found shape {shape}")
         self.encode = encoder(network, shape, code, width, hidden)

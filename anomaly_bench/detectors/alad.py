@@ -57,7 +57,7 @@ from torch.nn.functional import softplus
 from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import check_choice
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.bigan import PairDiscriminator, average, averages_of, dense, init_weights
 from anomaly_bench.networks.dcgan import check_dcgan_shape
@@ -133,10 +133,8 @@ class ALAD(Detector):
         epochs: int = 100,
     ) -> None:
         super().__init__()
-        if concat not in ("channels", "height"):
-            raise SettingError(f"model.concat={concat}: allowed are channels, height")
-        if score_method not in ("features", "logits", "l1", "l2"):
-            raise SettingError(f"model.score_method={score_method}: allowed are features, logits, l1, l2")
+        check_choice("concat", concat, ("channels", "height"))
+        check_choice("score_method", score_method, ("features", "logits", "l1", "l2"))
         if len(shape) == 1:
             networks = row_networks(shape[0], nz, encoder, generator, d_xz, d_xx, d_zz)
             draw = nn.init.xavier_uniform_

@@ -54,7 +54,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, RMSProp, Rows, Stage, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.dcgan import dcgan_init
 from anomaly_bench.networks.shapes import check_images
@@ -144,8 +144,7 @@ class ALOCC(Detector):
     ) -> None:
         super().__init__()
         check_images(shape)
-        if score not in ("refined", "plain"):
-            raise SettingError(f"model.score={score}: allowed are refined, plain")
+        check_choice("score", score, ("refined", "plain"))
         if refiner_steps < 1:
             raise SettingError(f"model.refiner_steps={refiner_steps}: must be at least 1")
         self.refine = Refiner(shape, width)

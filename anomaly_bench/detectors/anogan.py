@@ -56,7 +56,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from anomaly_bench.detector import Adam, Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.losses import bce
 from anomaly_bench.networks import resnet
 from anomaly_bench.networks.dcgan import Encoder, check_dcgan_shape, dcgan_init
@@ -152,8 +152,7 @@ class AnoGAN(Detector):
         start_steps: int = 10_000,
     ) -> None:
         super().__init__()
-        if gan not in ("dcgan", "wgan_gp"):
-            raise SettingError(f"model.gan={gan}: allowed are dcgan, wgan_gp")
+        check_choice("gan", gan, ("dcgan", "wgan_gp"))
         if not 0 <= lambda_ <= 1:
             raise SettingError(f"model.lambda_={lambda_}: must be from 0 to 1")
         for name, value in (("restarts", restarts), ("n_critic", n_critic)):

@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.networks.cae import squared_error
 from anomaly_bench.networks.pairs import decoder, encoder
 
@@ -73,8 +73,7 @@ class DAE(Detector):
         epochs: int = 200,
     ) -> None:
         super().__init__()
-        if corruption not in ("masking", "salt_pepper", "gaussian"):
-            raise SettingError(f"model.corruption={corruption}: allowed are masking, salt_pepper, gaussian")
+        check_choice("corruption", corruption, ("masking", "salt_pepper", "gaussian"))
         if not 0 <= nu < 1:
             raise SettingError(f"model.nu={nu}: must be at least 0 and below 1")
         if sigma < 0:

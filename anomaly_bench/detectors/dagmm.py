@@ -73,7 +73,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.networks import pairs
 from anomaly_bench.networks.mlp import check_sizes, length_of, mlp
 
@@ -174,8 +174,7 @@ class DAGMM(Detector):
         epochs: int = 200,
     ) -> None:
         super().__init__()
-        if mixture not in MIXTURES:
-            raise SettingError(f"model.mixture={mixture}: allowed are {', '.join(MIXTURES)}")
+        check_choice("mixture", mixture, MIXTURES)
         estimated = mixture in ("estimation", "variational")
         if joint and not estimated:
             raise SettingError(f"model.joint=true: model.mixture={mixture} has no network to learn with")

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anomaly_bench.detector import SGD, Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.networks.mlp import check_sizes, mlp
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -89,8 +89,7 @@ class DCN(Detector):
     ) -> None:
         super().__init__()
         check_sizes(hidden=hidden, code=code, k=k)
-        if activation not in ACTIVATIONS:
-            raise SettingError(f"model.activation={activation}: allowed are {', '.join(ACTIVATIONS)}")
+        check_choice("activation", activation, ACTIVATIONS)
         if refit_every < 1:
             raise SettingError(f"model.refit_every={refit_every}: must be at least 1")
         sizes = [math.prod(shape), *hidden, code]

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.detector import Adam, Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.networks.lenet import SLOPE, LeNetDecoder, LeNetEncoder, xavier
 from anomaly_bench.networks.mlp import check_sizes, length_of, mlp
 
@@ -93,8 +93,7 @@ class DeepSVDD(Detector):
         batch_size: int = 200,
     ) -> None:
         super().__init__()
-        if objective not in ("one-class", "soft-boundary"):
-            raise SettingError(f"model.objective={objective}: allowed are one-class, soft-boundary")
+        check_choice("objective", objective, ("one-class", "soft-boundary"))
         if not 0 < nu < 1:
             raise SettingError(f"model.nu={nu}: must be between 0 and 1")
         self.images = len(shape) == 3

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.networks.cae import bottom, stages_for
 from anomaly_bench.networks.mlp import check_sizes, length_of, mlp
 
@@ -74,10 +74,8 @@ class DSEBM(Detector):
         epochs: int = 200,
     ) -> None:
         super().__init__()
-        if score_by not in ("energy", "reconstruction"):
-            raise SettingError(f"model.score_by={score_by}: allowed are energy, reconstruction")
-        if version not in ("paper", "geotrans"):
-            raise SettingError(f"model.version={version}: allowed are paper, geotrans")
+        check_choice("score_by", score_by, ("energy", "reconstruction"))
+        check_choice("version", version, ("paper", "geotrans"))
         if version == "geotrans" and len(shape) != 3:
             raise SettingError(f"model.version=geotrans: it needs images, found rows of shape {shape}")
         if sigma <= 0:

@@ -55,7 +55,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from anomaly_bench.detector import SGD, Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import check_choice
 from anomaly_bench.networks.transformations import (
     Transformations,
     next_of,
@@ -107,10 +107,8 @@ class E3Outlier(Detector):
         epochs: int = 250,
     ) -> None:
         super().__init__()
-        if score_by not in ("ne", "mp", "pl"):
-            raise SettingError(f"model.score_by={score_by}: allowed are ne, mp, pl")
-        if optimizer not in ("adam", "sgd"):
-            raise SettingError(f"model.optimizer={optimizer}: allowed are adam, sgd")
+        check_choice("score_by", score_by, ("ne", "mp", "pl"))
+        check_choice("optimizer", optimizer, ("adam", "sgd"))
         self.transform = Transformations(shape, operations, shift)
         self.kinds = len(self.transform)
         self.net = WideResNet(shape, self.kinds, depth, widen_factor, width)

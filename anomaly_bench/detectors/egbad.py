@@ -54,7 +54,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.bigan import PairDiscriminator, average, averages_of, dense, init_weights
 from anomaly_bench.networks.shapes import check_multiple
@@ -96,8 +96,7 @@ class EGBAD(Detector):
         epochs: int = 100,
     ) -> None:
         super().__init__()
-        if score_method not in ("fm", "cross-e"):
-            raise SettingError(f"model.score_method={score_method}: allowed are fm, cross-e")
+        check_choice("score_method", score_method, ("fm", "cross-e"))
         if not 0 <= w <= 1:
             raise SettingError(f"model.w={w}: must be from 0 to 1")
         if dropout is not None and not 0 <= dropout < 1:

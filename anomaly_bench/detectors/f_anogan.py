@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, RMSProp, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.networks.dcgan import check_dcgan_shape
 from anomaly_bench.networks.resnet import Critic, Encoder, Generator
 from anomaly_bench.wgan import wgan_gp_step
@@ -95,10 +95,8 @@ class FAnoGAN(Detector):
         encoder_steps: int = 50_000,
     ) -> None:
         super().__init__()
-        if encoder_training not in ("izi", "ziz", "izi_f"):
-            raise SettingError(f"model.encoder_training={encoder_training}: allowed are izi, ziz, izi_f")
-        if encoder_output not in ("tanh", "none"):
-            raise SettingError(f"model.encoder_output={encoder_output}: allowed are tanh, none")
+        check_choice("encoder_training", encoder_training, ("izi", "ziz", "izi_f"))
+        check_choice("encoder_output", encoder_output, ("tanh", "none"))
         if n_critic < 1:
             raise SettingError(f"model.n_critic={n_critic}: must be at least 1")
         nc, size = check_dcgan_shape(shape)

@@ -56,7 +56,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.bigan import dense, init_weights
 from anomaly_bench.networks.shapes import check_multiple
@@ -104,10 +104,8 @@ class FenceGAN(Detector):
         epochs: int = 100,
     ) -> None:
         super().__init__()
-        if networks not in ("mnist", "cifar10"):
-            raise SettingError(f"model.networks={networks}: allowed are mnist, cifar10")
-        if losses not in ("code", "paper"):
-            raise SettingError(f"model.losses={losses}: allowed are code, paper")
+        check_choice("networks", networks, ("mnist", "cifar10"))
+        check_choice("losses", losses, ("code", "paper"))
         if not 0 < alpha < 1:
             raise SettingError(f"model.alpha={alpha}: must be above 0 and below 1")
         if len(shape) == 1:

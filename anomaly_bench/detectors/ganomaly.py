@@ -54,7 +54,7 @@ from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, agreed, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.dcgan import (
     Decoder,
@@ -104,10 +104,8 @@ class GANomaly(Detector):
         epochs: int = 15,
     ) -> None:
         super().__init__()
-        if losses not in ("head", "first", "paper"):
-            raise SettingError(f"model.losses={losses}: allowed are head, first, paper")
-        if score_norm not in ("l1", "l2"):
-            raise SettingError(f"model.score_norm={score_norm}: allowed are l1, l2")
+        check_choice("losses", losses, ("head", "first", "paper"))
+        check_choice("score_norm", score_norm, ("l1", "l2"))
         if extralayers < 0:
             raise SettingError(f"model.extralayers={extralayers}: must be at least 0")
         nc, size = check_dcgan_shape(shape)

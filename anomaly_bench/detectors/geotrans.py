@@ -59,7 +59,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import check_choice
 from anomaly_bench.networks.transformations import (
     VIEWS_AT_ONCE,
     Transformations,
@@ -108,8 +108,7 @@ class GeoTrans(Detector):
         epochs: int = 200,
     ) -> None:
         super().__init__()
-        if score_by not in ("dirichlet", "simple"):
-            raise SettingError(f"model.score_by={score_by}: allowed are dirichlet, simple")
+        check_choice("score_by", score_by, ("dirichlet", "simple"))
         self.transform = Transformations(shape, "ra", shift)
         self.kinds = len(self.transform)
         self.net = WideResNet(shape, self.kinds, depth, widen_factor, width)

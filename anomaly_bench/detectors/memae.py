@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.networks import pairs
 from anomaly_bench.networks.cae import squared_error
 from anomaly_bench.networks.dense import DenseDecoder, DenseEncoder
@@ -93,12 +93,8 @@ class MemAE(Detector):
     ) -> None:
         super().__init__()
         pairs.check(network, shape)
-        for name, value, allowed in (
-            ("similarity", similarity, ("cosine", "dot")),
-            ("query", query, ("code", "position")),
-        ):
-            if value not in allowed:
-                raise SettingError(f"model.{name}={value}: allowed are {', '.join(allowed)}")
+        check_choice("similarity", similarity, ("cosine", "dot"))
+        check_choice("query", query, ("code", "position"))
         if shrink < 0:
             raise SettingError(f"model.shrink={shrink}: must be at least 0")
         if memory:

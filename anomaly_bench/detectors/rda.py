@@ -59,7 +59,7 @@ from torch.nn.functional import mse_loss
 from torch.optim import Optimizer
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.networks import pairs
 from anomaly_bench.networks.dense import SigmoidAutoencoder, from_unit, to_unit
 from anomaly_bench.rows import of_known_rows
@@ -106,8 +106,7 @@ class RDA(Detector):
     ) -> None:
         super().__init__()
         pairs.check(network, shape)
-        if penalty not in ("rows", "columns", "l1"):
-            raise SettingError(f"model.penalty={penalty}: allowed are rows, columns, l1")
+        check_choice("penalty", penalty, ("rows", "columns", "l1"))
         if lambda_ < 0:
             raise SettingError(f"model.lambda_={lambda_}: must be at least 0")
         if rounds < 1:

@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.lars import LARS
 from anomaly_bench.losses import nt_xent
 from anomaly_bench.networks.augmentations import DRAWS, augment
@@ -100,8 +100,7 @@ class SimCLR(Detector):
     ) -> None:
         super().__init__()
         check_images(shape)
-        if shifts not in ("none", "rotations"):
-            raise SettingError(f"model.shifts={shifts}: allowed are none, rotations")
+        check_choice("shifts", shifts, ("none", "rotations"))
         if shifts == "rotations" and shape[1] != shape[2]:
             raise SettingError(
                 f"data.image_size: found images of {shape[1]} x {shape[2]}; model.shifts=rotations takes square ones"

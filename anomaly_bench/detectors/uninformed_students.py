@@ -63,7 +63,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.features import part, stages_of, vectors_of
 from anomaly_bench.networks.parts import in_parts
 from anomaly_bench.networks.patch import PatchNetwork, moved, patches_at, random_pixels, varied
@@ -194,12 +194,8 @@ class UninformedStudents(Detector):
         epochs: int = 100,
     ) -> None:
         super().__init__()
-        for name, value, allowed in (
-            ("compactness", compactness, ("sum", "squares")),
-            ("image_score", image_score, ("max", "mean")),
-        ):
-            if value not in allowed:
-                raise SettingError(f"model.{name}={value}: allowed are {', '.join(allowed)}")
+        check_choice("compactness", compactness, ("sum", "squares"))
+        check_choice("image_score", image_score, ("max", "mean"))
         if students < 1:
             raise SettingError(f"model.students={students}: must be at least 1")
         if not patch_sizes or len(set(patch_sizes)) < len(patch_sizes):

@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.networks.cae import squared_error
 from anomaly_bench.networks.pairs import decoder, encoder
 
@@ -88,13 +88,10 @@ class VAE(Detector):
         epochs: int = 200,
     ) -> None:
         super().__init__()
-        allowed = ("gaussian_variance", "gaussian", "bernoulli")
-        if likelihood not in allowed:
-            raise SettingError(f"model.likelihood={likelihood}: allowed are {', '.join(allowed)}")
+        check_choice("likelihood", likelihood, ("gaussian_variance", "gaussian", "bernoulli"))
         if likelihood == "bernoulli" and len(shape) != 3:
             raise SettingError(f"model.likelihood=bernoulli: it needs images, found rows of shape {shape}")
-        if score_by not in ("reconstruction", "elbo", "probability"):
-            raise SettingError(f"model.score_by={score_by}: allowed are reconstruction, elbo, probability")
+        check_choice("score_by", score_by, ("reconstruction", "elbo", "probability"))
         if sigma <= 0:
             raise SettingError(f"model.sigma={sigma}: must be above 0")
         if samples < 1:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.networks.cae import ConvDecoder, ConvEncoder
 from anomaly_bench.networks.dense import DenseDecoder, DenseEncoder
 
@@ -44,8 +44,7 @@ def decoder(
 
 def check(network: str, shape: tuple[int, ...]) -> None:
     """Refuse a network that there is not, and rows of numbers where images are needed."""
-    if network not in ("conv", "dense"):
-        raise SettingError(f"model.network={network}: allowed are conv, dense")
+    check_choice("network", network, ("conv", "dense"))
     if network == "conv" and len(shape) != 3:
         raise SettingError(
             f"model.network=conv: it needs images, found rows of shape {shape}; model.network=dense takes both"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_choice
 from anomaly_bench.networks.parts import in_parts
 from anomaly_bench.networks.shapes import check_images
 
@@ -43,8 +43,7 @@ class Transformations(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], operations: str = "ra", shift: int | None = None) -> None:
         super().__init__()
-        if operations not in SETS:
-            raise SettingError(f"model.operations={operations}: allowed are {', '.join(SETS)}")
+        check_choice("operations", operations, SETS)
         check_images(shape)
         side = shape[1]
         if shape[2] != side:
