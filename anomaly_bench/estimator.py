@@ -8,7 +8,6 @@ Settings, their defaults, training and scoring are those of the command line: a 
 same rows comes to the same scores.
 """
 
-import difflib
 import os
 from collections.abc import Mapping
 from copy import deepcopy
@@ -37,9 +36,8 @@ from anomaly_bench.data.scaling import fit_scaler
 from anomaly_bench.errors import SettingError
 from anomaly_bench.history import losses_frame
 from anomaly_bench.measuring import TRAINING_SAMPLE, some, threshold_of
-from anomaly_bench.places import CONFIGS
 from anomaly_bench.protocols import Split, check_seed
-from anomaly_bench.refusals import refusal_in
+from anomaly_bench.refusals import check_name, refusal_in
 from anomaly_bench.rows import Rows
 from anomaly_bench.targets import build, check_group, check_targets, plain_part
 from anomaly_bench.training.scoring import score_rows
@@ -201,8 +199,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
 
     def _composed(self) -> DictConfig:
         """The config of the method with the user's settings in it."""
-        known = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
-        check_choice("method", self.method, known)
+        check_name("method", self.method, "model")
         settings = deepcopy(settings_of_method(self.method))
         update(settings.model, self.settings, f"method={self.method}")
         check_targets(settings.model)
@@ -289,9 +286,8 @@ def load_split(
         seed: of the split.
         settings: of the data set, as for `load_data`.
     """
-    known = sorted(path.stem for path in (CONFIGS / "protocol").glob("*.yaml"))
     if protocol is not None:
-        check_choice("protocol", protocol, known)
+        check_name("protocol", protocol, "protocol")
     composed = composed_data(name, () if protocol is None else (f"protocol={protocol}",), settings)
     check_seed(seed)
     for key, wanted in (("abnormal_class", pythons(abnormal_class)), ("normal_class", pythons(normal_class))):
@@ -305,7 +301,7 @@ def load_split(
 
 def composed_data(name: str, overrides: tuple[str, ...], settings: Mapping[str, Any]) -> DictConfig:
     """The composed config with a data set of the user's settings in it."""
-    check_choice("data", name, sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml")))
+    check_name("data", name, "data")
     composed = settings_of([f"data={name}", *overrides])[0]
     update(composed.data, settings, f"data={name}")
     return composed
@@ -343,15 +339,6 @@ def checked_images(X: ArrayLike, least: int) -> np.ndarray:
             f"X: found pixels from {x.min():g} to {x.max():g}; images are uint8, or float from 0 to 1"
         )
     return x
-
-
-def check_choice(what: str, wanted: object, known: list[str]) -> None:
-    """Refuse what is not there, naming what is."""
-    if wanted in known:
-        return
-    close = difflib.get_close_matches(str(wanted), known)
-    hint = f"; did you mean {' or '.join(close)}?" if close else f"; allowed are {', '.join(known)}"
-    raise SettingError(f"{what}={wanted}: there is none{hint}")
 
 
 def update(config: DictConfig, settings: Mapping[str, Any], owner: str) -> None:

@@ -27,8 +27,8 @@ from tabulate import tabulate
 
 from anomaly_bench import metrics
 from anomaly_bench.errors import SettingError
-from anomaly_bench.places import CONFIGS
 from anomaly_bench.record import read_json
+from anomaly_bench.refusals import check_name
 from anomaly_bench.sweep import Worker, WorkerDiedError, shares
 
 log = logging.getLogger("anomaly_bench")
@@ -158,7 +158,8 @@ def recommend(overrides: Sequence[str], minutes: float) -> str:
     seed = int(digits)
     wanted = given["model"].split(",") if "model" in given else []
     if "hydra.searchpath" not in given:
-        check_methods(wanted)
+        for name in wanted:
+            check_name("model", name, "model")
     common = [text for text in overrides if not text.startswith("model=")]
     clock = Clock(60 * minutes)
     with judge() as asked:
@@ -185,13 +186,6 @@ def recommend(overrides: Sequence[str], minutes: float) -> str:
     ]
     stopped = [f"{e.method}: with more epochs: {e.error}" for e in entries if e.folders and e.error]
     return "\n".join([*ranked, *lines, *stopped, f"{clock}"])
-
-
-def check_methods(names: Sequence[str]) -> None:
-    """Refuse a method that there is no config of."""
-    there = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
-    if unknown := [name for name in names if name not in there]:
-        raise SettingError(f"model={unknown[0]}: there is none; allowed are {', '.join(there)}")
 
 
 def unfinished(minutes: float, why: str) -> SettingError:

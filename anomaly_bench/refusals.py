@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from anomaly_bench.errors import SettingError, one_line
-from anomaly_bench.places import CONFIGS
+from anomaly_bench.places import CONFIGS, names_in
 
 DEBUG = "ANOMALY_BENCH_DEBUG"
 EXTRAS = ("joblib", "slurm", "optuna")
@@ -98,7 +98,7 @@ def groups_take_names(arguments: Sequence[str]) -> None:
         group = argument.partition("=")[0].removeprefix("~")
         if group == "experiment" or not (CONFIGS / group).is_dir() or argument == group:
             continue
-        names = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+        names = ", ".join(names_in(group))
         if argument.startswith("~"):
             if group in NEEDED:
                 raise SettingError(f"{argument}: a run needs one; there are {names}")
@@ -169,9 +169,7 @@ def explained(error: Exception, arguments: Sequence[str]) -> str | None:
         return str(refusal)
     if isinstance(error, MissingConfigException) and error.options:
         group, _, wanted = str(error.missing_cfg_file).rpartition("/")
-        close = difflib.get_close_matches(wanted, error.options)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        return f"{group}={wanted}: there is none{hint or '; allowed are ' + ', '.join(sorted(error.options))}"
+        return none_such(group, wanted, sorted(error.options))
     if isinstance(error, OverrideParseException):
         if "=" not in str(error.override):
             return f"{error.override}: no KEY=VALUE; a value with spaces needs quotes within quotes, as in {QUOTED}"
@@ -203,6 +201,19 @@ def explained(error: Exception, arguments: Sequence[str]) -> str | None:
         needed = next((kind for sign, kind in KINDS.items() if sign in reason), None)
         return f"{override[1]}: {needed} is needed" if needed else f"{override[1]}: {reason}"
     return f"{line}: {reason}" if reason else line
+
+
+def none_such(what: str, wanted: object, names: Sequence[str]) -> str:
+    """The line that refuses a name, with those that come closest, else all that there are."""
+    close = difflib.get_close_matches(str(wanted), names)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"allowed are {', '.join(names)}"
+    return f"{what}={wanted}: there is none; {hint}"
+
+
+def check_name(what: str, wanted: object, group: str) -> None:
+    """Refuse a name that no config of a group has."""
+    if wanted not in (names := names_in(group)):
+        raise SettingError(none_such(what, wanted, names))
 
 
 def reason(error: Exception, overrides: Sequence[str]) -> str:
