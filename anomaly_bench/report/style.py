@@ -23,6 +23,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e
 LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
+SHAPE = re.compile(r'(?<=id=")[a-z]*[0-9a-f]{10}(?=")')
+"""A shape's name in matplotlib's SVG: a hash of its numbers to the last digit, which processors round differently."""
+
 GROUP = re.compile(r"^(?:model|data|protocol|trainer|evaluation)\.")
 """How the key of a setting begins."""
 
@@ -67,7 +70,16 @@ def drawn(
             with replacing(path.with_name(f"{path.name}.{kind}")) as temporary:
                 metadata = {"Date": None} if kind == "svg" else None
                 figure.savefig(temporary, format=kind, metadata=metadata)
+                if kind == "svg":
+                    temporary.write_text(numbered(temporary.read_text("utf-8")), "utf-8")
             figure.set_layout_engine("none")  # the panels stay where they are, and need no second look
+
+
+def numbered(svg: str) -> str:
+    """An SVG whose shapes are named in their order, so that another machine makes the same file."""
+    for number, name in enumerate(dict.fromkeys(SHAPE.findall(svg))):
+        svg = svg.replace(name, f"shape{number}")
+    return svg
 
 
 def line(number: int) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import re
 from contextlib import contextmanager
 from itertools import pairwise
 from xml.etree import ElementTree
@@ -11,7 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from anomaly_bench.report import comparisons, figures
 from anomaly_bench.report.comparison import Ranking
 from anomaly_bench.report.comparisons import GRID, Point
-from anomaly_bench.report.style import drawn, shorts
+from anomaly_bench.report.style import drawn, numbered, shorts
 
 SYNTHETIC = r"ganomaly on $\bags_1$ (synthetic data)"
 RNG = np.random.default_rng(0)
@@ -107,6 +108,20 @@ def test_the_same_picture_is_the_same_file(tmp_path):
         figures.roc_and_pr(tmp_path / name, SCORES, TRUTH, SYNTHETIC)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_an_svg_does_not_depend_on_the_last_digits_of_its_numbers(tmp_path):
+    def svg(panel: str, point: str) -> str:
+        return f'<clipPath id="{panel}"/><path id="{point}"/><g clip-path="url(#{panel})"><use href="#{point}"/></g>'
+
+    here, there = svg("p0123456789", "mabcdef0123"), svg("pfedcba9876", "m9876543210")
+    assert numbered(here) == numbered(there) == svg("shape0", "shape1")
+    figures.roc_and_pr(tmp_path / "roc", SCORES, TRUTH, SYNTHETIC)
+    text = (tmp_path / "roc.svg").read_text()
+    names = re.findall(r'id="([^"]+)"', text)
+    assert len(set(names)) == len(names)
+    assert not [name for name in names if re.search("[0-9a-f]{10}", name)]
+    assert set(re.findall(r"#(shape\d+)", text)) <= set(names)
 
 
 @pytest.mark.parametrize("epochs", [1, 5])
