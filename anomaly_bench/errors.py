@@ -1,6 +1,6 @@
 """What a user did that cannot work, said in one line."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 
 class SettingError(ValueError):
@@ -11,7 +11,7 @@ class SettingError(ValueError):
     """
 
 
-def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
     """Refuse a value of a method's setting that is none of these."""
     if value not in list(allowed):  # of a dictionary too, where the value is a list
         raise SettingError(f"model.{name}={value}: allowed are {', '.join(allowed)}")

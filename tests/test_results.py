@@ -199,6 +199,25 @@ def test_the_findings_have_ganomaly_at_full_length_as_the_records_give_it():
         assert f"| {name} | {' | '.join(cells)} |" in FINDINGS.read_text(encoding="utf-8").splitlines()
 
 
+def test_the_findings_have_egbad_and_alad_as_the_records_give_them():
+    text = FINDINGS.read_text(encoding="utf-8")
+    own = of_classes("egbad_mnist", "aupr_out")
+    whole = own["model.dropout=0, model.first_activation=False, trainer.max_epochs=60"].loc["2", "mean"]
+    said = "all 50,400 images, 60 epochs, the code's learning rate and width, with the slips"
+    assert f"| {said} | {short(whole)} | | |" in text
+    shorter = [frame.loc["2", "mean"] for frame in own.values() if "2" in frame.index]
+    assert max(shorter) == whole
+    length = "model.ema_decay=0.99, model.width=32, trainer.max_epochs=12"
+    jpeg, lossless = of_classes("alad_cifar10_jpeg"), of_classes("alad_cifar10_lossless")
+    slip, slip_lossless = (runs[f"model.concat=height, {length}"]["mean"] for runs in (jpeg, lossless))
+    plain = lossless[length]["mean"]
+    words = " ".join(text.split())
+    assert f"With it cats have {short(slip['cat'])} after 12 epochs" in words
+    assert f"they have {short(slip_lossless['cat'])} with it and {short(plain['cat'])} without" in words
+    ships = map(short, (slip["ship"], slip_lossless["ship"], plain["ship"]))
+    assert "Ships lose by it: {}, and lossless {} for {}".format(*ships) in words
+
+
 def test_the_findings_have_deep_svdd_as_the_records_give_it():
     own = of_classes("deep_svdd_mnist")[""]
     lines = FINDINGS.read_text(encoding="utf-8").splitlines()

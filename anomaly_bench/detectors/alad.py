@@ -22,7 +22,8 @@ All follows the official code, of which:
   here both see the same, which saves their passes. It has BCE(D_xx(x, x), 0) and BCE(D_zz(z, z), 0) in C, which
   G and E cannot change; they are left out.
 - Its D_xx puts images on top of each other instead of behind each other (`concat=height`): the concatenation
-  along axis 1 takes channels to be there. Here they are channels.
+  along axis 1 takes channels to be there. Here they are channels. Cats of CIFAR-10 have an AUROC of .588 by
+  the slip and .499 without (results/alad_cifar10_lossless), ships .662 and .714.
 - The networks for rows ignore its switch of spectral norm; so do the configs for rows.
 - Scores come from a moving average of the weights (`ema_decay`), which starts at the first weights.
 - Stride-2 convolutions of 5 x 5 are padded on both sides, TensorFlow's on one; batch norm has PyTorch's momentum
