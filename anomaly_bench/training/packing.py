@@ -6,6 +6,7 @@ the time. The layers themselves are the readable twins: `trainer.fold=false` sco
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -61,6 +62,7 @@ class Packed(nn.Module):
         return self.compute(x.to(dtype), *self.kept[1:])
 
 
+@cache
 def computes(dtype: torch.dtype) -> bool:
     """Whether oneDNN computes with such numbers here."""
     return dtype == torch.float32 or (
