@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from anomaly_bench.data.dataset import Dataset
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_range
 
 log = logging.getLogger("anomaly_bench")
 
@@ -61,8 +61,7 @@ class LeaveOneClassOut:
     def split(self, dataset: Dataset, seed: int) -> Split:
         """The rows for this seed; the same on every machine."""
         abnormal = class_index(dataset, self.abnormal_class, "abnormal_class")
-        if not 0 < self.train_share < 1:
-            raise SettingError(f"protocol.train_share={self.train_share}: allowed is above 0 and below 1")
+        check_range("train_share", self.train_share, above=0, below=1, room="protocol")
         anomalous = of_class(dataset, abnormal)
         normal = shuffled(np.flatnonzero(~anomalous), seed)
         n_train = int(self.train_share * len(normal))
@@ -148,10 +147,8 @@ class Contaminated:
     def split(self, dataset: Dataset, seed: int) -> Split:
         """The rows for this seed; training and test rows are the same."""
         normal = class_index(dataset, self.normal_class, "normal_class")
-        if not 0 < self.rho < 1:
-            raise SettingError(f"protocol.rho={self.rho}: allowed is above 0 and below 1")
-        if self.max_rows < 2:
-            raise SettingError(f"protocol.max_rows={self.max_rows}: must be at least 2")
+        check_range("rho", self.rho, above=0, below=1, room="protocol")
+        check_range("max_rows", self.max_rows, at_least=2, room="protocol")
         anomalous = ~of_class(dataset, normal)
         inside = np.flatnonzero(~anomalous)
         outside = shuffled(np.flatnonzero(anomalous), seed)
@@ -200,8 +197,7 @@ class TabularHalf:
         """The rows for this seed; the same on every machine."""
         normal = class_index(dataset, self.normal_class, "normal_class")
         anomalous = ~of_class(dataset, normal)
-        if not 0 <= self.contamination < 1:
-            raise SettingError(f"protocol.contamination={self.contamination}: allowed is from 0 and below 1")
+        check_range("contamination", self.contamination, at_least=0, below=1, room="protocol")
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise SettingError(f"protocol.ratio={self.ratio}: allowed is above 0 and below 1, or null")
         order = shuffled(np.arange(len(anomalous)), seed)

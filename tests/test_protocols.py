@@ -213,7 +213,7 @@ def test_a_contamination_may_take_every_row_of_the_other_classes():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rho": 0.0}, r"protocol\.rho=0\.0: allowed is above 0"),
+        ({"rho": 0.0}, r"protocol\.rho=0\.0: must be above 0"),
         ({"rho": 1.0}, r"protocol\.rho=1\.0"),
         ({"rho": 0.95}, r"protocol\.rho=0\.95: .* has 1614 rows of other classes.* allowed is up to 0\.898"),
         ({"rho": 0.8987}, r"allowed is up to 0\.898$"),  # of .8982
@@ -346,7 +346,7 @@ def test_tabular_half_knows_the_papers_ratios():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"contamination": 1}, r"protocol\.contamination=1: allowed"),
+        ({"contamination": 1}, r"protocol\.contamination=1: must be at least 0 and below 1"),
         (
             {"contamination": 0.5},
             r"protocol\.contamination=0\.5: .* has \d+ anomalous rows; allowed is up to",

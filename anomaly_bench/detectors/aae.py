@@ -46,7 +46,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import SettingError, check_choice, check_range
 from anomaly_bench.losses import bce, gradient_penalty
 from anomaly_bench.networks.bigan import init_weights
 from anomaly_bench.networks.dcgan import check_dcgan_shape
@@ -104,9 +104,8 @@ class AAE(Detector):
             raise SettingError(
                 f"model.warmup_epochs={warmup_epochs}: must be from 0 to model.epochs={epochs}"
             )
-        for name, value in (("n_critic", n_critic), ("warmup", warmup)):
-            if value < 1:
-                raise SettingError(f"model.{name}={value}: must be at least 1")
+        check_range("n_critic", n_critic, at_least=1)
+        check_range("warmup", warmup, at_least=1)
         nc, size = check_dcgan_shape(shape)
         self.encode = Encoder(size, nc, nz, width)
         self.generate = Generator(size, nc, nz, width)

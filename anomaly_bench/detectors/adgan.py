@@ -50,7 +50,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d
 
 from anomaly_bench.detector import Adam, Batch, Detector, Explanation, Rows, Stage, adam, descend
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import check_choice, check_range
 from anomaly_bench.networks.cae import ConvDecoder, stages_for
 from anomaly_bench.wgan import wgan_gp_step
 
@@ -121,9 +121,8 @@ class ADGAN(Detector):
     ) -> None:
         super().__init__()
         check_choice("critic_norm", critic_norm, NORMS)
-        for name, value in (("n_critic", n_critic), ("n_seeds", n_seeds)):
-            if value < 1:
-                raise SettingError(f"model.{name}={value}: must be at least 1")
+        check_range("n_critic", n_critic, at_least=1)
+        check_range("n_seeds", n_seeds, at_least=1)
         self.generate = ConvDecoder(shape, nz, width)
         self.criticise = Critic(shape, width, critic_norm)
         self.register_buffer("start", torch.randn(n_seeds, nz))

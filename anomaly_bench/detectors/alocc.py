@@ -54,7 +54,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, RMSProp, Rows, Stage, descend, detached
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import check_choice, check_range
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.dcgan import dcgan_init
 from anomaly_bench.networks.shapes import check_images
@@ -145,8 +145,7 @@ class ALOCC(Detector):
         super().__init__()
         check_images(shape)
         check_choice("score", score, ("refined", "plain"))
-        if refiner_steps < 1:
-            raise SettingError(f"model.refiner_steps={refiner_steps}: must be at least 1")
+        check_range("refiner_steps", refiner_steps, at_least=1)
         self.refine = Refiner(shape, width)
         self.discriminate = Discriminator(shape, width)
         self.apply(dcgan_init)

@@ -56,7 +56,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from anomaly_bench.detector import Adam, Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import check_choice, check_range
 from anomaly_bench.losses import bce
 from anomaly_bench.networks import resnet
 from anomaly_bench.networks.dcgan import Encoder, check_dcgan_shape, dcgan_init
@@ -153,11 +153,9 @@ class AnoGAN(Detector):
     ) -> None:
         super().__init__()
         check_choice("gan", gan, ("dcgan", "wgan_gp"))
-        if not 0 <= lambda_ <= 1:
-            raise SettingError(f"model.lambda_={lambda_}: must be from 0 to 1")
-        for name, value in (("restarts", restarts), ("n_critic", n_critic)):
-            if value < 1:
-                raise SettingError(f"model.{name}={value}: must be at least 1")
+        check_range("lambda_", lambda_, at_least=0, at_most=1)
+        check_range("restarts", restarts, at_least=1)
+        check_range("n_critic", n_critic, at_least=1)
         nc, size = check_dcgan_shape(shape)
         self.wgan = gan == "wgan_gp"
         if self.wgan:

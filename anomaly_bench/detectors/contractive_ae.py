@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import check_range
 from anomaly_bench.networks.dense import SigmoidAutoencoder, from_unit, to_unit
 
 
@@ -67,10 +67,8 @@ class ContractiveAE(Detector):
         epochs: int = 200,
     ) -> None:
         super().__init__()
-        if lambda_ < 0:
-            raise SettingError(f"model.lambda_={lambda_}: must be at least 0")
-        if probes < 1:
-            raise SettingError(f"model.probes={probes}: must be at least 1")
+        check_range("lambda_", lambda_, at_least=0)
+        check_range("probes", probes, at_least=1)
         self.net = SigmoidAutoencoder(shape, [*hidden, code])
         self.lambda_, self.probes = lambda_, probes
         self.lr, self.batch_size, self.epochs = lr, batch_size, epochs

@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import check_choice, check_range
 from anomaly_bench.networks.cae import squared_error
 from anomaly_bench.networks.pairs import decoder, encoder
 
@@ -74,10 +74,8 @@ class DAE(Detector):
     ) -> None:
         super().__init__()
         check_choice("corruption", corruption, ("masking", "salt_pepper", "gaussian"))
-        if not 0 <= nu < 1:
-            raise SettingError(f"model.nu={nu}: must be at least 0 and below 1")
-        if sigma < 0:
-            raise SettingError(f"model.sigma={sigma}: must be at least 0")
+        check_range("nu", nu, at_least=0, below=1)
+        check_range("sigma", sigma, at_least=0)
         self.encode = encoder(network, shape, code, width, hidden)
         self.decode = decoder(network, shape, code, width, hidden)
         self.corruption, self.nu, self.sigma = corruption, nu, sigma

@@ -73,7 +73,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import SettingError, check_choice, check_range
 from anomaly_bench.networks import pairs
 from anomaly_bench.networks.mlp import check_sizes, length_of, mlp
 
@@ -178,11 +178,9 @@ class DAGMM(Detector):
         estimated = mixture in ("estimation", "variational")
         if joint and not estimated:
             raise SettingError(f"model.joint=true: model.mixture={mixture} has no network to learn with")
-        for name, share in (("dropout", dropout), ("corruption", corruption)):
-            if not 0 <= share < 1:
-                raise SettingError(f"model.{name}={share}: allowed is from 0 and below 1")
-        if jitter <= 0:
-            raise SettingError(f"model.jitter={jitter}: must be above 0")
+        check_range("dropout", dropout, at_least=0, below=1)
+        check_range("corruption", corruption, at_least=0, below=1)
+        check_range("jitter", jitter, above=0)
         pairs.check(network, shape)
         check_sizes(hidden=hidden, width=width, code=code, estimation=estimation, k=k)
         if network == "dense":

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anomaly_bench.detector import SGD, Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import check_choice, check_range
 from anomaly_bench.networks.mlp import check_sizes, mlp
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -90,8 +90,7 @@ class DCN(Detector):
         super().__init__()
         check_sizes(hidden=hidden, code=code, k=k)
         check_choice("activation", activation, ACTIVATIONS)
-        if refit_every < 1:
-            raise SettingError(f"model.refit_every={refit_every}: must be at least 1")
+        check_range("refit_every", refit_every, at_least=1)
         sizes = [math.prod(shape), *hidden, code]
         self.encode, self.decode = (mlp(s, ACTIVATIONS[activation]) for s in (sizes, sizes[::-1]))
         self.register_buffer("centroids", torch.zeros(k, code))

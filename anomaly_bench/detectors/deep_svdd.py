@@ -43,7 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.detector import Adam, Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import check_choice, check_range
 from anomaly_bench.networks.lenet import SLOPE, LeNetDecoder, LeNetEncoder, xavier
 from anomaly_bench.networks.mlp import check_sizes, length_of, mlp
 
@@ -94,8 +94,7 @@ class DeepSVDD(Detector):
     ) -> None:
         super().__init__()
         check_choice("objective", objective, ("one-class", "soft-boundary"))
-        if not 0 < nu < 1:
-            raise SettingError(f"model.nu={nu}: must be between 0 and 1")
+        check_range("nu", nu, above=0, below=1)
         self.images = len(shape) == 3
         if self.images:
             self.embed, self.rebuild = (net(shape, channels, rep) for net in (LeNetEncoder, LeNetDecoder))

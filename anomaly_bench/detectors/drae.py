@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import check_range
 from anomaly_bench.networks.cae import squared_error
 from anomaly_bench.networks.pairs import decoder, encoder
 
@@ -71,8 +71,7 @@ class DRAE(Detector):
         epochs: int = 250,
     ) -> None:
         super().__init__()
-        if lambda_ < 0:
-            raise SettingError(f"model.lambda_={lambda_}: must be at least 0")
+        check_range("lambda_", lambda_, at_least=0)
         self.encode = encoder(network, shape, code, width, hidden)
         self.decode = decoder(network, shape, code, width, hidden)
         self.register_buffer("threshold", torch.tensor(torch.inf))

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import SettingError, check_choice, check_range
 from anomaly_bench.networks.cae import bottom, stages_for
 from anomaly_bench.networks.mlp import check_sizes, length_of, mlp
 
@@ -78,8 +78,7 @@ class DSEBM(Detector):
         check_choice("version", version, ("paper", "geotrans"))
         if version == "geotrans" and len(shape) != 3:
             raise SettingError(f"model.version=geotrans: it needs images, found rows of shape {shape}")
-        if sigma <= 0:
-            raise SettingError(f"model.sigma={sigma}: must be above 0")
+        check_range("sigma", sigma, above=0)
         check_sizes(width=width, code=code, hidden=hidden)
         if len(shape) == 3:
             normed, activation = version == "geotrans", nn.ReLU if version == "geotrans" else nn.Softplus

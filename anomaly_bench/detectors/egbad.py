@@ -56,7 +56,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import SettingError, check_choice, check_range
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.bigan import PairDiscriminator, average, averages_of, dense, init_weights
 from anomaly_bench.networks.shapes import check_multiple
@@ -99,8 +99,7 @@ class EGBAD(Detector):
     ) -> None:
         super().__init__()
         check_choice("score_method", score_method, ("fm", "cross-e"))
-        if not 0 <= w <= 1:
-            raise SettingError(f"model.w={w}: must be from 0 to 1")
+        check_range("w", w, at_least=0, at_most=1)
         if dropout is not None and not 0 <= dropout < 1:
             raise SettingError(f"model.dropout={dropout}: must be from 0 to below 1, or null")
         if len(shape) == 1:

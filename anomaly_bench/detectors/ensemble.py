@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_range
 from anomaly_bench.features import part
 
 TINY = 1e-30
@@ -66,8 +66,7 @@ class Ensemble(Detector):
         super().__init__()
         if len(members) < 2:
             raise SettingError(f"model.members={list(members)}: an ensemble has at least 2")
-        if max_rows < 2:
-            raise SettingError(f"model.max_rows={max_rows}: must be at least 2")
+        check_range("max_rows", max_rows, at_least=2)
         self.members = nn.ModuleDict(
             {name: part(f"members.{name}", member, shape) for name, member in members.items()}
         )

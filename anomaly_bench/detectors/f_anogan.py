@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, RMSProp, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import check_choice, check_range
 from anomaly_bench.networks.dcgan import check_dcgan_shape
 from anomaly_bench.networks.resnet import Critic, Encoder, Generator
 from anomaly_bench.wgan import wgan_gp_step
@@ -97,8 +97,7 @@ class FAnoGAN(Detector):
         super().__init__()
         check_choice("encoder_training", encoder_training, ("izi", "ziz", "izi_f"))
         check_choice("encoder_output", encoder_output, ("tanh", "none"))
-        if n_critic < 1:
-            raise SettingError(f"model.n_critic={n_critic}: must be at least 1")
+        check_range("n_critic", n_critic, at_least=1)
         nc, size = check_dcgan_shape(shape)
         self.generate = Generator(size, nc, nz, width)
         self.criticise = Critic(size, nc, width)

@@ -56,7 +56,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import check_choice, check_range
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.bigan import dense, init_weights
 from anomaly_bench.networks.shapes import check_multiple
@@ -106,8 +106,7 @@ class FenceGAN(Detector):
         super().__init__()
         check_choice("networks", networks, ("mnist", "cifar10"))
         check_choice("losses", losses, ("code", "paper"))
-        if not 0 < alpha < 1:
-            raise SettingError(f"model.alpha={alpha}: must be above 0 and below 1")
+        check_range("alpha", alpha, above=0, below=1)
         if len(shape) == 1:
             self.generate, self.discriminate = row_networks(shape[0], nz)
             draw = nn.init.xavier_normal_

@@ -55,7 +55,7 @@ from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, agreed, descend, detached
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import check_choice, check_range
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.dcgan import (
     Decoder,
@@ -107,8 +107,7 @@ class GANomaly(Detector):
         super().__init__()
         check_choice("losses", losses, ("head", "first", "paper"))
         check_choice("score_norm", score_norm, ("l1", "l2"))
-        if extralayers < 0:
-            raise SettingError(f"model.extralayers={extralayers}: must be at least 0")
+        check_range("extralayers", extralayers, at_least=0)
         nc, size = check_dcgan_shape(shape)
         self.encode = Encoder(size, nc, nz, ngf, extralayers)
         self.decode = Decoder(size, nc, nz, ngf, extralayers)

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_range
 from anomaly_bench.features import part, stages_of
 from anomaly_bench.networks.parts import in_parts
 from anomaly_bench.rows import numbers_of
@@ -71,9 +71,8 @@ class KNN(Detector):
         features: Callable[..., Detector] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("k", k), ("max_patches", max_patches)):
-            if value < 1:
-                raise SettingError(f"model.{name}={value}: must be at least 1")
+        check_range("k", k, at_least=1)
+        check_range("max_patches", max_patches, at_least=1)
         self.features = part("features", features, shape) if features else None
         self.learned("centre", "bank", "owner", "known", "number")
         self.k, self.normalise, self.max_patches = k, normalise, max_patches

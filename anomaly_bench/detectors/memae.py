@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import SettingError, check_choice, check_range
 from anomaly_bench.networks import pairs
 from anomaly_bench.networks.cae import squared_error
 from anomaly_bench.networks.dense import DenseDecoder, DenseEncoder
@@ -95,8 +95,7 @@ class MemAE(Detector):
         pairs.check(network, shape)
         check_choice("similarity", similarity, ("cosine", "dot"))
         check_choice("query", query, ("code", "position"))
-        if shrink < 0:
-            raise SettingError(f"model.shrink={shrink}: must be at least 0")
+        check_range("shrink", shrink, at_least=0)
         if memory:
             check_sizes(memory=memory)
         if network == "conv":

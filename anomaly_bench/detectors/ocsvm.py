@@ -48,7 +48,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_range
 from anomaly_bench.features import part, stages_of, vectors_of
 
 GAMMAS = [2.0**power for power in range(-7, 3)]
@@ -97,16 +97,13 @@ class OCSVM(Detector):
         features: Callable[..., Detector] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 < nu < 1:
-            raise SettingError(f"model.nu={nu}: must be between 0 and 1")
+        check_range("nu", nu, above=0, below=1)
         if gamma != "scale" and (isinstance(gamma, str) or gamma <= 0):
             raise SettingError(f"model.gamma={gamma}: must be a number above 0, or scale")
-        if gamma_factor <= 0:
-            raise SettingError(f"model.gamma_factor={gamma_factor}: must be above 0")
+        check_range("gamma_factor", gamma_factor, above=0)
         if pca is not None and not 0 < pca < 1:
             raise SettingError(f"model.pca={pca}: must be between 0 and 1, or null")
-        if max_rows < 2:
-            raise SettingError(f"model.max_rows={max_rows}: must be at least 2")
+        check_range("max_rows", max_rows, at_least=2)
         self.features = part("features", features, shape) if features else None
         self.learned("mean", "components", "support", "weights", "rho", "gamma")
         if standardise:

@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, l1_loss, pad, unfold
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_range
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.dcgan import OverAll, check_dcgan_shape, dcgan_init
 
@@ -147,16 +147,14 @@ class PositiveSample(Detector):
         epochs: int = 300,
     ) -> None:
         super().__init__()
-        if max_defects < 1:
-            raise SettingError(f"model.max_defects={max_defects}: must be at least 1")
+        check_range("max_defects", max_defects, at_least=1)
         if not 0 <= min_defect <= max_defect <= 1:
             raise SettingError(
                 f"model.min_defect={min_defect}: must be from 0 to model.max_defect={max_defect}, and that at most 1"
             )
         if window < 1 or window % 2 == 0:
             raise SettingError(f"model.window={window}: must be odd and at least 1")
-        if not 0 <= top <= 1:
-            raise SettingError(f"model.top={top}: must be from 0 to 1")
+        check_range("top", top, at_least=0, at_most=1)
         nc, size = check_dcgan_shape(shape)
         self.repair = Repair(size, nc, nz, ngf)
         self.discriminate = Discriminator(size, nc, ndf)

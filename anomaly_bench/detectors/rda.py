@@ -59,7 +59,7 @@ from torch.nn.functional import mse_loss
 from torch.optim import Optimizer
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import check_choice, check_range
 from anomaly_bench.networks import pairs
 from anomaly_bench.networks.dense import SigmoidAutoencoder, from_unit, to_unit
 from anomaly_bench.rows import of_known_rows
@@ -107,10 +107,8 @@ class RDA(Detector):
         super().__init__()
         pairs.check(network, shape)
         check_choice("penalty", penalty, ("rows", "columns", "l1"))
-        if lambda_ < 0:
-            raise SettingError(f"model.lambda_={lambda_}: must be at least 0")
-        if rounds < 1:
-            raise SettingError(f"model.rounds={rounds}: must be at least 1")
+        check_range("lambda_", lambda_, at_least=0)
+        check_range("rounds", rounds, at_least=1)
         if network == "dense":
             self.net = SigmoidAutoencoder(shape, layers)
         else:

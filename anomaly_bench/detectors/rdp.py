@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, leaky_relu, normalize
 
 from anomaly_bench.detector import SGD, Batch, Detector, Explanation, Rows, Stage, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import check_range
 from anomaly_bench.networks.mlp import check_sizes, length_of
 
 SLOPE_ETA, SLOPE_PHI = 0.25, 0.2
@@ -84,9 +84,8 @@ class RDP(Detector):
     ) -> None:
         super().__init__()
         check_sizes(out=out, trees=trees, levels=levels, subsample=subsample, steps=steps)
-        for name, share in (("filter_ratio", filter_ratio), ("dropout", dropout)):
-            if not 0 <= share < 1:
-                raise SettingError(f"model.{name}={share}: allowed is from 0 and below 1")
+        check_range("filter_ratio", filter_ratio, at_least=0, below=1)
+        check_range("dropout", dropout, at_least=0, below=1)
         d = length_of(shape)
         self.phi = nn.Parameter(torch.empty(trees, d, out))
         self.phi_bias = nn.Parameter(torch.empty(trees, 1, out))

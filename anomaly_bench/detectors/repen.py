@@ -41,7 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.detector import Adadelta, Batch, Detector, Explanation, Rows, Stage, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_range
 from anomaly_bench.networks.mlp import check_sizes, length_of
 
 FALLBACK = 10
@@ -83,8 +83,7 @@ class REPEN(Detector):
     ) -> None:
         super().__init__()
         check_sizes(rep=rep, ensemble=ensemble, subsample=subsample)
-        if margin <= 0:
-            raise SettingError(f"model.margin={margin}: must be above 0")
+        check_range("margin", margin, above=0)
         layer = nn.Linear(length_of(shape), rep)
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from anomaly_bench.detector import Detector, Explanation, Rows, Stage, map_of
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import check_range
 from anomaly_bench.rows import fingerprints, of_known_rows
 
 
@@ -70,9 +70,9 @@ class RPCA(Detector):
         iterations: int = 1000,
     ) -> None:
         super().__init__()
-        for name, value in (("lambda_", lambda_), ("tolerance", tolerance), ("iterations", iterations)):
-            if value <= 0:
-                raise SettingError(f"model.{name}={value}: must be above 0")
+        check_range("lambda_", lambda_, above=0)
+        check_range("tolerance", tolerance, above=0)
+        check_range("iterations", iterations, above=0)
         self.learned("mean", "directions", "known", "norms")
         self.lambda_, self.tolerance, self.iterations = lambda_, tolerance, iterations
 

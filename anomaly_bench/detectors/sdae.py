@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
 from anomaly_bench.detector import Adam, Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_range
 from anomaly_bench.networks.dense import SigmoidAutoencoder, from_unit, to_unit
 
 
@@ -65,8 +65,7 @@ class SDAE(Detector):
         super().__init__()
         if not layers:
             raise SettingError("model.layers=[]: needed is one at least")
-        if not 0 <= nu < 1:
-            raise SettingError(f"model.nu={nu}: must be at least 0 and below 1")
+        check_range("nu", nu, at_least=0, below=1)
         self.net = SigmoidAutoencoder(shape, layers)
         self.nu = nu
         self.lr, self.batch_size, self.epochs, self.tuning_epochs = lr, batch_size, epochs, tuning_epochs

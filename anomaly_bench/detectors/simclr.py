@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, descend, detached
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import SettingError, check_choice, check_range
 from anomaly_bench.lars import LARS
 from anomaly_bench.losses import nt_xent
 from anomaly_bench.networks.augmentations import DRAWS, augment
@@ -105,13 +105,10 @@ class SimCLR(Detector):
             raise SettingError(
                 f"data.image_size: found images of {shape[1]} x {shape[2]}; model.shifts=rotations takes square ones"
             )
-        if tau <= 0:
-            raise SettingError(f"model.tau={tau}: must be above 0")
-        if not 0 < resize_factor <= 1:
-            raise SettingError(f"model.resize_factor={resize_factor}: must be above 0 and at most 1")
-        for name, value in (("views", views), ("warm_up", warm_up)):
-            if value < 0:
-                raise SettingError(f"model.{name}={value}: must be at least 0")
+        check_range("tau", tau, above=0)
+        check_range("resize_factor", resize_factor, above=0, at_most=1)
+        check_range("views", views, at_least=0)
+        check_range("warm_up", warm_up, at_least=0)
         check_sizes(simclr_dim=simclr_dim)
         self.features = ResNet18(shape[0], width)
         length = self.features.out_features

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, agreed, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import check_range
 from anomaly_bench.losses import bce
 from anomaly_bench.networks.dcgan import Encoder, check_dcgan_shape, dcgan_init, reinitialised
 
@@ -134,8 +134,7 @@ class SkipGANomaly(Detector):
         epochs: int = 15,
     ) -> None:
         super().__init__()
-        if not 0 <= lambda_ <= 1:
-            raise SettingError(f"model.lambda_={lambda_}: must be from 0 to 1")
+        check_range("lambda_", lambda_, at_least=0, at_most=1)
         nc, size = check_dcgan_shape(shape)
         self.generate = UNet(size, nc, ngf)
         self.discriminate = Discriminator(size, nc, nz, ndf)

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import check_range
 from anomaly_bench.networks.dense import from_unit, to_unit
 from anomaly_bench.networks.mlp import check_sizes
 
@@ -64,11 +64,9 @@ class SparseAE(Detector):
         epochs: int = 200,
     ) -> None:
         super().__init__()
-        if not 0 < rho < 1:
-            raise SettingError(f"model.rho={rho}: must be between 0 and 1")
-        for name, value in (("beta", beta), ("lambda_", lambda_)):
-            if value < 0:
-                raise SettingError(f"model.{name}={value}: must be at least 0")
+        check_range("rho", rho, above=0, below=1)
+        check_range("beta", beta, at_least=0)
+        check_range("lambda_", lambda_, at_least=0)
         check_sizes(code=code)
         size = math.prod(shape)
         self.up, self.down = nn.Linear(size, code), nn.Linear(code, size)

@@ -63,7 +63,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import SettingError, check_choice, check_range
 from anomaly_bench.features import part, stages_of, vectors_of
 from anomaly_bench.networks.parts import in_parts
 from anomaly_bench.networks.patch import PatchNetwork, moved, patches_at, random_pixels, varied
@@ -196,8 +196,7 @@ class UninformedStudents(Detector):
         super().__init__()
         check_choice("compactness", compactness, ("sum", "squares"))
         check_choice("image_score", image_score, ("max", "mean"))
-        if students < 1:
-            raise SettingError(f"model.students={students}: must be at least 1")
+        check_range("students", students, at_least=1)
         if not patch_sizes or len(set(patch_sizes)) < len(patch_sizes):
             raise SettingError(f"model.patch_sizes={list(patch_sizes)}: must be one or more, each once")
         check_images(shape)

@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from anomaly_bench.detector import Batch, Detector, Explanation, Rows, Stage, adam, descend, detached, map_of
-from anomaly_bench.errors import SettingError, check_choice
+from anomaly_bench.errors import SettingError, check_choice, check_range
 from anomaly_bench.networks.cae import squared_error
 from anomaly_bench.networks.pairs import decoder, encoder
 
@@ -92,10 +92,8 @@ class VAE(Detector):
         if likelihood == "bernoulli" and len(shape) != 3:
             raise SettingError(f"model.likelihood=bernoulli: it needs images, found rows of shape {shape}")
         check_choice("score_by", score_by, ("reconstruction", "elbo", "probability"))
-        if sigma <= 0:
-            raise SettingError(f"model.sigma={sigma}: must be above 0")
-        if samples < 1:
-            raise SettingError(f"model.samples={samples}: must be at least 1")
+        check_range("sigma", sigma, above=0)
+        check_range("samples", samples, at_least=1)
         outputs = (2 * shape[0], *shape[1:]) if likelihood == "gaussian_variance" else shape
         self.encode = encoder(network, shape, 2 * code, width, hidden, bounded=False)
         self.decode = decoder(network, outputs, code, width, hidden, bounded=False)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import SettingError, check_range
 from anomaly_bench.networks.parts import in_parts
 
 AT_ONCE = 64
@@ -61,8 +61,8 @@ class Backbone(nn.Module):
             )
         self.net: Any = created(name)
         given: Mapping[str, Any] = self.net.pretrained_cfg
-        if input_size is not None and input_size < 32:
-            raise SettingError(f"model.features.input_size={input_size}: must be at least 32")
+        if input_size is not None:
+            check_range("input_size", input_size, at_least=32, room="model.features")
         if input_size is not None and given.get("fixed_input_size"):
             raise SettingError(
                 f"model.features.input_size={input_size}: {name} has one size; allowed is null"

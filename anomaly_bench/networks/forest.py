@@ -7,7 +7,7 @@ import torch
 from sklearn.ensemble import IsolationForest
 from torch import Tensor, nn
 
-from anomaly_bench.errors import SettingError
+from anomaly_bench.errors import check_range
 
 
 class Forest(nn.Module):
@@ -33,10 +33,8 @@ class Forest(nn.Module):
 
     def __init__(self, trees: int = 100, max_samples: int = 256) -> None:
         super().__init__()
-        if trees < 1:
-            raise SettingError(f"model.trees={trees}: must be at least 1")
-        if max_samples < 2:
-            raise SettingError(f"model.max_samples={max_samples}: must be at least 2")
+        check_range("trees", trees, at_least=1)
+        check_range("max_samples", max_samples, at_least=2)
         self.trees, self.max_samples = trees, max_samples
         size = (trees, 2 * max_samples - 1)  # nodes of a tree with max_samples leaves
         for name in ("feature", "left", "right"):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from anomaly_bench.arguments import MOST
 from anomaly_bench.detector import Batch, Detector, Rows, Stage
-from anomaly_bench.errors import SettingError, one_line
+from anomaly_bench.errors import SettingError, check_range, one_line
 from anomaly_bench.training import parallel
 from anomaly_bench.training.capture import MODES, Prepared, prepared
 from anomaly_bench.training.checkpoint import (
@@ -74,12 +74,11 @@ class Trainer:
             ("max_epochs", max_epochs, 0),
             ("eval_every", eval_every, 0),
         ):
-            if value is not None and not least <= value <= MOST:
-                raise SettingError(f"trainer.{name}={value}: must be at least {least}, and at most {MOST}")
+            if value is not None:
+                check_range(name, value, at_least=least, at_most=MOST, room="trainer")
         if compile not in MODES:
             raise SettingError(f"trainer.compile={compile}: allowed are {', '.join(MODES)}")
-        if not 0 < epoch_scale <= MOST:
-            raise SettingError(f"trainer.epoch_scale={epoch_scale}: must be above 0, and at most {MOST}")
+        check_range("epoch_scale", epoch_scale, above=0, at_most=MOST, room="trainer")
         self.device = parallel.own_device(pick_device(device))
         self.precision = pick_precision(precision, self.device)
         self.batch_size = batch_size
