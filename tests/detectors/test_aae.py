@@ -47,6 +47,36 @@ def test_the_critic_of_codes_has_the_layers_of_the_code() -> None:
     ]
 
 
+def test_encoder_and_generator_are_residual_with_the_filters_of_the_code() -> None:
+    detector = AAE((1, 32, 32))
+    assert layers_of(detector.encode) == [
+        "conv 3/1/1 1-16, bn eps 0.001, relu",
+        "conv 3/1/1 16-16 no bias, bn eps 0.001, relu",
+        "conv 3/1/1 16-32, avgpool2d, avgpool2d",
+        "conv 1/1/0 16-32, bn eps 0.001, relu",
+        "conv 3/1/1 32-32 no bias, bn eps 0.001, relu",
+        "conv 3/1/1 32-64, avgpool2d, avgpool2d",
+        "conv 1/1/0 32-64, bn eps 0.001, relu",
+        "conv 3/1/1 64-64 no bias, bn eps 0.001, relu",
+        "conv 3/1/1 64-128, avgpool2d, avgpool2d",
+        "conv 1/1/0 64-128",
+        "linear 2048-128",
+    ]
+    assert layers_of(detector.generate) == [
+        "linear 128-2048, bn eps 0.001, relu, nearest x2",
+        "conv 3/1/1 128-64 no bias, bn eps 0.001, relu",
+        "conv 3/1/1 64-64",
+        "conv 1/1/0 128-64, nearest x2, bn eps 0.001, relu, nearest x2",
+        "conv 3/1/1 64-32 no bias, bn eps 0.001, relu",
+        "conv 3/1/1 32-32",
+        "conv 1/1/0 64-32, nearest x2, bn eps 0.001, relu, nearest x2",
+        "conv 3/1/1 32-16 no bias, bn eps 0.001, relu",
+        "conv 3/1/1 16-16",
+        "conv 1/1/0 32-16, nearest x2, bn eps 0.001, relu",
+        "conv 3/1/1 16-1, tanh",
+    ]
+
+
 def test_the_critic_begins_small() -> None:
     layers = [layer for layer in small(nz=128).criticise if isinstance(layer, nn.Linear)]
     for layer in layers:

@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from layers import layers_of
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from anomaly_bench.data.dataset import resized
 from anomaly_bench.detector import Batch, RMSProp, Rows, Stage
 from anomaly_bench.detectors.f_anogan import FAnoGAN
 from anomaly_bench.errors import SettingError
+from anomaly_bench.networks.resnet import Critic, Encoder, Generator
 from anomaly_bench.training.scoring import score_rows
 from anomaly_bench.training.trainer import Trainer
 
@@ -65,6 +67,13 @@ def test_shapes(shape: tuple[int, ...]) -> None:
     assert reconstruction.shape == x.shape
     assert features.shape == (3, 16 * 16)
     torch.testing.assert_close(detector.score(x), score)
+
+
+def test_networks_are_as_wide_as_the_official_ones_and_codes_end_in_tanh() -> None:
+    detector = FAnoGAN((1, 64, 64))
+    assert layers_of(detector.generate) == layers_of(Generator(64, 1, 128, 64))
+    assert layers_of(detector.criticise) == layers_of(Critic(64, 1, 64))
+    assert layers_of(detector.encode) == [*layers_of(Encoder(64, 1, 128, 64))[:-1], "linear 8192-128, tanh"]
 
 
 def test_score_is_both_residuals() -> None:

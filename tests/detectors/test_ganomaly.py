@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from layers import assert_first_weights
+from layers import assert_first_weights, layers_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -204,6 +204,12 @@ def test_the_layers_are_those_of_the_official_code_at_32_pixels():
     assert upwards == [(100, 256, 4, 4), (256, 128, 4, 4), (128, 64, 4, 4), (64, 1, 4, 4)]
     assert detector.discriminate.head.weight.shape == (1, 256, 4, 4)
     assert next(m for m in detector.encode.features if isinstance(m, nn.BatchNorm2d)).num_features == 128
+
+
+def test_the_second_encoder_is_like_the_first():
+    for settings in ({}, {"extralayers": 1}):
+        detector = small(**settings)
+        assert layers_of(detector.reencode) == layers_of(detector.encode)
 
 
 def test_first_weights_are_dcgans_in_all_networks():

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from layers import layers_of
 from torch import nn
 from torch.nn.functional import interpolate, layer_norm
 
@@ -13,6 +14,43 @@ def test_filters_at_64_pixels_are_the_official_ones() -> None:
     assert resnet.widths(64, 64) == [64, 128, 256, 512, 512]
     assert resnet.widths(32, 64) == [64, 128, 256, 512]
     assert resnet.widths(16, 64) == [64, 128, 256]
+
+
+def test_layers_at_64_pixels_are_those_of_f_anogan() -> None:
+    assert layers_of(Generator(64, 1, 128, 64)) == [
+        "linear 128-8192, bn eps 0.001, relu, nearest x2",
+        "conv 3/1/1 512-512 no bias, bn eps 0.001, relu",
+        "conv 3/1/1 512-512",
+        "conv 1/1/0 512-512, nearest x2, bn eps 0.001, relu, nearest x2",
+        "conv 3/1/1 512-256 no bias, bn eps 0.001, relu",
+        "conv 3/1/1 256-256",
+        "conv 1/1/0 512-256, nearest x2, bn eps 0.001, relu, nearest x2",
+        "conv 3/1/1 256-128 no bias, bn eps 0.001, relu",
+        "conv 3/1/1 128-128",
+        "conv 1/1/0 256-128, nearest x2, bn eps 0.001, relu, nearest x2",
+        "conv 3/1/1 128-64 no bias, bn eps 0.001, relu",
+        "conv 3/1/1 64-64",
+        "conv 1/1/0 128-64, nearest x2, bn eps 0.001, relu",
+        "conv 3/1/1 64-1, tanh",
+    ]
+    features = [
+        "conv 3/1/1 1-64, groupnorm, relu",
+        "conv 3/1/1 64-64 no bias, groupnorm, relu",
+        "conv 3/1/1 64-128, avgpool2d, avgpool2d",
+        "conv 1/1/0 64-128, groupnorm, relu",
+        "conv 3/1/1 128-128 no bias, groupnorm, relu",
+        "conv 3/1/1 128-256, avgpool2d, avgpool2d",
+        "conv 1/1/0 128-256, groupnorm, relu",
+        "conv 3/1/1 256-256 no bias, groupnorm, relu",
+        "conv 3/1/1 256-512, avgpool2d, avgpool2d",
+        "conv 1/1/0 256-512, groupnorm, relu",
+        "conv 3/1/1 512-512 no bias, groupnorm, relu",
+        "conv 3/1/1 512-512, avgpool2d, avgpool2d",
+        "conv 1/1/0 512-512",
+    ]
+    assert layers_of(Critic(64, 1, 64)) == [*features, "linear 8192-1"]
+    normed = [line.replace("groupnorm", "bn eps 0.001") for line in features]
+    assert layers_of(Encoder(64, 1, 128, 64)) == [*normed, "linear 8192-128"]
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
