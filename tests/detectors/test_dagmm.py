@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from layers import layers_of
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.datasets import load_digits
@@ -14,9 +15,11 @@ from sklearn.mixture import GaussianMixture
 from steps import assert_same_weights, descend_plainly
 from torch import Tensor
 
+from anomaly_bench.compose import settings_of
 from anomaly_bench.detector import Batch, Rows, Stage
 from anomaly_bench.detectors.dagmm import DAGMM, Mixture, mixture_of
 from anomaly_bench.errors import SettingError
+from anomaly_bench.targets import build
 from anomaly_bench.training.trainer import Trainer, leave_untrained
 
 SMALL = {"hidden": [5], "code": 2, "estimation": [6], "k": 3, "batch_size": 16, "lr": 1e-3}
@@ -65,6 +68,40 @@ def log_joint(z: np.ndarray, phi: np.ndarray, mu: list, sigma: list) -> np.ndarr
     return np.stack(
         [np.log(phi[k]) + multivariate_normal(mu[k], sigma[k]).logpdf(z) for k in range(len(phi))], 1
     )
+
+
+@pytest.mark.parametrize(
+    ("data", "inputs", "encode", "decode", "estimate"),
+    [
+        (
+            "kddcup99",
+            120,
+            ["linear 120-60, tanh", "linear 60-30, tanh", "linear 30-10, tanh", "linear 10-1"],
+            ["linear 1-10, tanh", "linear 10-30, tanh", "linear 30-60, tanh", "linear 60-120"],
+            ["linear 3-10, tanh, dropout 0.5", "linear 10-4"],
+        ),
+        (
+            "thyroid",
+            6,
+            ["linear 6-12, tanh", "linear 12-4, tanh", "linear 4-1"],
+            ["linear 1-4, tanh", "linear 4-12, tanh", "linear 12-6"],
+            ["linear 3-10, tanh, dropout 0.5", "linear 10-2"],
+        ),
+        (
+            "arrhythmia",
+            274,
+            ["linear 274-10, tanh", "linear 10-2"],
+            ["linear 2-10, tanh", "linear 10-274"],
+            ["linear 4-10, tanh, dropout 0.5", "linear 10-2"],
+        ),
+    ],
+)
+def test_layers_are_those_of_the_papers_data_sets(
+    data: str, inputs: int, encode: list[str], decode: list[str], estimate: list[str]
+) -> None:
+    detector = build(settings_of(["model=dagmm", f"data={data}"])[0].model, (inputs,))
+    networks = (detector.encode, detector.decode, detector.estimate)
+    assert [layers_of(network) for network in networks] == [encode, decode, estimate]
 
 
 def test_losses_are_the_papers() -> None:

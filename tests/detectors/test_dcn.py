@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from layers import layers_of
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
@@ -19,6 +20,22 @@ def small(**settings) -> DCN:
 
 def rows() -> Rows:
     return Rows(torch.rand(60, 6, generator=torch.Generator().manual_seed(0)))
+
+
+def test_layers_are_those_of_the_code_for_mnist() -> None:
+    detector = DCN((784,))
+    assert layers_of(detector.encode) == [
+        "linear 784-500, relu",
+        "linear 500-500, relu",
+        "linear 500-2000, relu",
+        "linear 2000-10",
+    ]
+    assert layers_of(detector.decode) == [
+        "linear 10-2000, relu",
+        "linear 2000-500, relu",
+        "linear 500-500, relu",
+        "linear 500-784",
+    ]
 
 
 def test_stages_and_what_they_move() -> None:

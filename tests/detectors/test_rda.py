@@ -23,6 +23,10 @@ def small(shape=(1, 4, 4), **settings) -> RDA:
     return RDA(shape, **{"layers": (9, 5), "lambda_": 0.02, "rounds": 2, "epochs": 3} | settings)
 
 
+def test_dense_layers_are_those_of_the_code():
+    assert [tuple(weight.shape) for weight in RDA((1, 28, 28)).net.weights] == [(400, 784), (200, 400)]
+
+
 def sigmoid(x):
     return 1 / (1 + torch.exp(-x))
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from layers import layers_of
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -71,6 +72,10 @@ def test_draws_by_weight() -> None:
     drawn = by_weight(torch.tensor([1.0, 0.0, 3.0]).double().cumsum(0), 10_000).bincount(minlength=3) / 10_000
     np.testing.assert_allclose(drawn, [0.25, 0, 0.75], atol=0.02)
     assert len(distinct(50_000, 8).unique()) == 8
+
+
+def test_the_representation_is_one_layer_of_20_units() -> None:
+    assert layers_of(REPEN((5,)).embed) == ["linear 5-20, relu"]
 
 
 def test_first_weights_are_those_of_keras() -> None:

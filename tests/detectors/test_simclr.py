@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from autoencoding import assert_close, auroc, digits, first_stage
+from layers import layers_of
 from sklearn.svm import OneClassSVM
 from steps import batch_of, noise
 
@@ -63,6 +64,10 @@ def test_one_update_equals_the_transcription():
         scale = 1e-3 * long / (steep + 0.01 * long + 1e-8) if long > 0 and steep > 0 else 1.0
         torch.testing.assert_close(ours, w - 0.5 * scale * (g + 0.01 * w), rtol=1e-3, atol=1e-5)
         assert not torch.equal(ours, before)
+
+
+def test_the_head_has_a_layer_as_wide_as_the_features_and_128_outputs():
+    assert layers_of(SimCLR((3, 32, 32)).head) == ["linear 512-512, relu", "linear 512-128"]
 
 
 def test_two_views_of_an_image_are_half_a_batch_apart():
