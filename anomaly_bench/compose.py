@@ -158,45 +158,53 @@ def compose(settings: DictConfig, names: dict[str, str], overrides: list[str]) -
     check_class_keys(settings.protocol, names["protocol"], overrides)
     check_seed(settings.seed)
     dataset = load_data(data_yaml(settings))
+    split, validation = split_of(settings, names["data"], dataset)
+    if validation is not None:
+        check_blind(values["evaluation"])
+    # The best epoch cannot be told without looking at every one.
+    eval_every = values["trainer"]["eval_every"] or int(values["evaluation"]["epoch"] == "best_test")
+    trainer = Trainer(**values["trainer"] | {"eval_every": eval_every})
+    counted = counted_of(values, dataset, trainer)
+    digest = record.settings_hash(counted)
+    name = record.run_name(
+        names["data"], names["protocol"], names["model"], split.case, settings.seed, digest
+    )
+    return Job(
+        settings=settings,
+        values=values,
+        names=names,
+        overrides=overrides,
+        dataset=dataset,
+        split=split,
+        scaler=scaler_for(dataset, split, values["evaluation"]["scaling"]),
+        trainer=trainer,
+        folder=Path(settings.runs_dir) / name,
+        settings_hash=digest,
+        training_hash=record.settings_hash(learned_by(counted)),
+        validation=validation,
+    )
+
+
+def split_of(settings: DictConfig, data: str, dataset: Dataset) -> tuple[Split, Validation | None]:
+    """The split that the protocol makes of the data set called `data`, and what is held out of it to choose by."""
     split = instantiate(settings.protocol).split(dataset, settings.seed)
     if declares(settings.model, "transductive"):
         split = replace(split, train=split.test)
     share, of_class = (settings.evaluation[name] for name in VALIDATION)
     split, validation = hold_out(split, dataset, settings.seed, share, of_class)
-    if validation is not None:
-        check_blind(values["evaluation"])
     if len(split.train) < 2:  # one row has no spread, and no batch norm takes it
         raise SettingError(
-            f"data={names['data']}, {split.case}: {len(split.train)} training row; at least two are needed"
+            f"data={data}, {split.case}: {len(split.train)} training row; at least two are needed"
         )
-    # The best epoch cannot be told without looking at every one.
-    eval_every = values["trainer"]["eval_every"] or int(values["evaluation"]["epoch"] == "best_test")
-    trainer = Trainer(**values["trainer"] | {"eval_every": eval_every})
-    counted = (
-        record.without_later({key: value for key, value in values.items() if key not in NOT_HASHED})
+    return split, validation
+
+
+def counted_of(values: dict[str, Any], dataset: Dataset, trainer: Trainer) -> dict[str, Any]:
+    """The settings that can change the numbers, but for class and seed; data and precision by what they come to."""
+    return (
+        record.without_later(without(values, NOT_HASHED))
         | {"data": [dataset.fingerprint(), *scale_of(dataset)]}
         | {"trainer": values["trainer"] | {"device": None, "precision": trainer.precision}}
-    )
-    digest = record.settings_hash(counted)
-    name = record.run_name(
-        names["data"], names["protocol"], names["model"], split.case, settings.seed, digest
-    )
-    folder = Path(settings.runs_dir) / name
-    scaler = scaler_for(dataset, split, values["evaluation"]["scaling"])
-    learning = training_hash(counted)
-    return Job(
-        settings,
-        values,
-        names,
-        overrides,
-        dataset,
-        split,
-        scaler,
-        trainer,
-        folder,
-        digest,
-        learning,
-        validation,
     )
 
 
@@ -221,11 +229,6 @@ def check_class_keys(protocol: DictConfig, name: str, overrides: Sequence[str]) 
         if key in typed and key not in read and not typed.keys() & set(read):
             what = f"reads {read[0]}" if read else "reads no class: the names of folders say who is normal"
             raise SettingError(f"{typed[key]}: protocol={name} {what}")
-
-
-def training_hash(counted: dict[str, Any]) -> str:
-    """Of the counted settings, those that can change what is learned."""
-    return record.settings_hash(learned_by(counted))
 
 
 def learned_by(settings: dict[str, Any]) -> dict[str, Any]:
@@ -296,10 +299,8 @@ def plain(settings: DictConfig) -> dict[str, Any]:
     values = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(settings, resolve=True)))
     assert isinstance(values, dict)
     values["evaluation"].pop("by_method", None)
-    if (
-        values["evaluation"].get("validation") is None
-    ):  # then the run is the one it was before there was this setting
-        for name in VALIDATION:
+    if values["evaluation"].get("validation") is None:
+        for name in VALIDATION:  # the run is the one it was before there were these settings
             values["evaluation"].pop(name, None)
     return {str(key): value for key, value in values.items()}
 
