@@ -150,28 +150,16 @@ def recommend(overrides: Sequence[str], minutes: float) -> str:
     """
     if not minutes > 0:
         raise SettingError(f"--minutes {minutes:g}: must be above 0")
-    given = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in overrides)}
-    if refused := [key for key in given if key in OURS or key.startswith("evaluation.")]:
-        raise SettingError(f"{refused[0]}: recommend decides that itself; leave it out")
-    if not (digits := given.get("seed", "0")).isdecimal():
-        raise SettingError(f"seed={digits}: allowed is one whole number from 0")
-    seed = int(digits)
-    wanted = given["model"].split(",") if "model" in given else []
-    if "hydra.searchpath" not in given:
-        for name in wanted:
-            check_name("model", name, "model")
+    wanted, seed = asked_for(overrides)
     common = [text for text in overrides if not text.startswith("model=")]
     clock = Clock(60 * minutes)
     with judge() as asked:
         log.info("reading the data")
         facts = asked.ask("look", common, clock.left)
+        if "error" in facts and facts["error"].startswith(STOPPED):
+            raise unfinished(minutes, f"reading the data: {facts['error']}")
         if "error" in facts:
-            late = facts["error"].startswith(STOPPED)
-            raise (
-                unfinished(minutes, f"reading the data: {facts['error']}")
-                if late
-                else SettingError(facts["error"])
-            )
+            raise SettingError(facts["error"])
         methods = wanted or (ROWS if facts["rows"] else IMAGES)
         seeds = [seed] if facts["anomalies"] else [seed, seed + 1]
         entries = [Entry(method) for method in methods]
@@ -186,6 +174,20 @@ def recommend(overrides: Sequence[str], minutes: float) -> str:
     ]
     stopped = [f"{e.method}: with more epochs: {e.error}" for e in entries if e.folders and e.error]
     return "\n".join([*ranked, *lines, *stopped, f"{clock}"])
+
+
+def asked_for(overrides: Sequence[str]) -> tuple[list[str], int]:
+    """The methods that the settings name, and the seed; what the race decides itself is refused."""
+    given = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in overrides)}
+    if refused := [key for key in given if key in OURS or key.startswith("evaluation.")]:
+        raise SettingError(f"{refused[0]}: recommend decides that itself; leave it out")
+    if not (digits := given.get("seed", "0")).isdecimal():
+        raise SettingError(f"seed={digits}: allowed is one whole number from 0")
+    wanted = given["model"].split(",") if "model" in given else []
+    if "hydra.searchpath" not in given:
+        for name in wanted:
+            check_name("model", name, "model")
+    return wanted, int(digits)
 
 
 def unfinished(minutes: float, why: str) -> SettingError:
