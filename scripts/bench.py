@@ -178,11 +178,11 @@ class Bench:
             if not name.startswith("without"):
                 for what, request in (("training", "train"), ("scoring", "score")):
                     self.gflop[what][name] = contender.measure("flops", request)
-        machine = self.spawn("rates").ready()
+        hardware = self.spawn("rates").ready()
         types = ["float32", *(["bfloat16"] if self.facts[OURS]["precision"] == "bf16" else [])]
         kinds = {"mm": "matrices of 2048 x 2048", "conv": "convolutions of the encoder, forward and backward"}
         return [
-            (np.inf, {f"{words}, {kind}": partial(figure, "GFLOP/s", machine, short, kind)})
+            (np.inf, {f"{words}, {kind}": partial(figure, "GFLOP/s", hardware, short, kind)})
             for kind in types
             for short, words in kinds.items()
         ]
@@ -340,8 +340,8 @@ def progress(text: str) -> None:
 
 def peer_python(name: str) -> str:
     """The interpreter of a peer's environment, which is made where there is none yet, with the torch used here."""
-    versions = {package: metadata.version(package).partition("+")[0] for package in ("torch", "torchvision")}
-    wanted = [f"{name}=={PEERS[name]}", *(f"{package}=={version}" for package, version in versions.items())]
+    used = {package: metadata.version(package).partition("+")[0] for package in ("torch", "torchvision")}
+    wanted = [f"{name}=={PEERS[name]}", *(f"{package}=={version}" for package, version in used.items())]
     place = user_cache() / "bench" / "-".join(wanted)
     python = place / "bin/python"
     if (place / "complete").exists():
