@@ -264,16 +264,7 @@ def compute(job: Job, follow: Follower) -> None:
     save_weights(job.folder / "model.safetensors", detector)
     if job.scaler is not None:
         save_tensors(job.folder / SCALER, job.scaler._asdict(), {})
-    try:
-        draw_run(
-            job.folder / "figures",
-            job.title,
-            (scores, anomalous, thresholds),
-            losses_frame(learned.history),
-            lambda positions: shown(job, detector, test, positions),
-        )
-    except Exception as error:  # the numbers are there, whatever a picture lacks
-        log.warning("%s: not every picture could be drawn: %s", job.folder, described(error))
+    draw(job, detector, test, (scores, anomalous, thresholds), learned.history)
     finish(job, learned, training_scores, numbers)
 
 
@@ -299,8 +290,10 @@ def evaluator(job: Job, detector: Detector, test: Rows, anomalous: np.ndarray) -
 
     def evaluate() -> float:
         auroc = metrics.auroc(scores_of(job, detector, test), anomalous)
-        if job.evaluation["epoch"] == "best_test" and auroc > (kept_fact(best, "auroc") or -1):
-            save_weights(best, detector, auroc=auroc)
+        if job.evaluation["epoch"] == "best_test":
+            kept = kept_fact(best, "auroc")
+            if kept is None or auroc > kept:
+                save_weights(best, detector, auroc=auroc)
         return auroc
 
     return evaluate
@@ -321,6 +314,26 @@ def write_tables(
     frame = pd.DataFrame(named | {"class": classes, "label": anomalous.astype(int), "score": scores})
     record.write_csv(job.folder / "scores.csv", frame.iloc[np.argsort(rows)])
     record.write_csv(job.folder / "losses.csv", losses_frame(history))
+
+
+def draw(
+    job: Job,
+    detector: Detector,
+    test: Rows,
+    scored: tuple[np.ndarray, np.ndarray, dict[str, float]],
+    history: list[Epoch],
+) -> None:
+    """The run's figures, of scores, truth and thresholds; one that cannot be drawn is told of, and no failure."""
+    try:
+        draw_run(
+            job.folder / "figures",
+            job.title,
+            scored,
+            losses_frame(history),
+            lambda positions: shown(job, detector, test, positions),
+        )
+    except Exception as error:  # the numbers are there, whatever a picture lacks
+        log.warning("%s: not every picture could be drawn: %s", job.folder, described(error))
 
 
 def shown(job: Job, detector: Detector, test: Rows, positions: np.ndarray) -> Shown:

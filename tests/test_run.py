@@ -210,16 +210,27 @@ def test_the_control_has_the_kind_of_threshold_that_the_trained_detector_has(tmp
     assert few["f1_untrained"] < best["f1_untrained"]
 
 
-def test_of_epochs_that_are_equally_good_the_first_is_kept(tmp_path, monkeypatch):
+@pytest.mark.parametrize("anomalous", [[False, True], [True, False]])
+def test_of_epochs_that_are_equally_good_the_first_is_kept(anomalous, tmp_path, monkeypatch):
     job = SimpleNamespace(folder=tmp_path, evaluation={"epoch": "best_test"})
-    detector, anomalous = torch.nn.Linear(1, 1), np.array([False, True])
+    detector = torch.nn.Linear(1, 1)
     monkeypatch.setattr(running, "scores_of", lambda *_: np.arange(2.0))
-    evaluate = running.evaluator(job, detector, None, anomalous)
+    evaluate = running.evaluator(job, detector, None, np.array(anomalous))
     evaluate()
     first = load_tensors(tmp_path / running.BEST)[0]
     torch.nn.init.zeros_(detector.weight)
-    assert evaluate() == 1
+    assert evaluate() == anomalous[1]
     assert torch.equal(load_tensors(tmp_path / running.BEST)[0]["weight"], first["weight"])
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_of_and_no_failure(tmp_path, monkeypatch, caplog):
+    def broken(*_):
+        raise ValueError("no font")
+
+    monkeypatch.setattr(running, "draw_run", broken)
+    result = np.arange(2.0), np.array([False, True]), {}
+    running.draw(SimpleNamespace(folder=tmp_path, title="a run"), None, None, result, [])
+    assert "not every picture could be drawn: ValueError: no font" in caplog.text
 
 
 def test_pictures_show_the_pixels_as_they_were_and_what_became_of_them(tmp_path):
