@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_bench import __version__, jobs
-from anomaly_bench.commands import COMMANDS, folder_of_configs
+from anomaly_bench.commands import COMMANDS, commands_begun, folder_of_configs
 from anomaly_bench.errors import SettingError, described, one_line
 from anomaly_bench.jobs import SWEEP, SweepTable, begin_note, leave_note, print_sweep
 from anomaly_bench.places import CONFIGS
@@ -45,6 +45,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may be no text
     completes = "COMP_LINE" in os.environ  # what a shell completes that cannot be read is offered nothing
+    for name in commands_begun(os.environ["COMP_LINE"]) if completes else ():
+        print(name)
     with contextlib.redirect_stderr(io.StringIO()) if completes else contextlib.nullcontext():
         code = answer(sys.argv[1:])
     sys.exit(code)

@@ -190,3 +190,9 @@ def list_choices(arguments: list[str]) -> int:
 
 COMMANDS = {"report": report, "score": score, "export": export, "recommend": recommend, "list": list_choices}
 """What `anomaly-bench WORD ...` calls; all else is a run."""
+
+
+def commands_begun(line: str) -> list[str]:
+    """The commands that a line of a shell, in which the program's name stands alone so far, may go on with."""
+    _, space, word = line.partition(" ")
+    return [name for name in COMMANDS if space and name.startswith(word)]
