@@ -33,6 +33,10 @@ KEPT = 100
 """Epochs of a stage after which its state is kept, evenly spaced, if it has many."""
 
 
+NO_SPREAD = "Expected more than 1 value per channel"
+"""How torch's batch norm refuses a channel with a single value."""
+
+
 class DivergedError(SettingError):
     """A loss that is not a finite number."""
 
@@ -122,6 +126,19 @@ class Trainer:
         """Rows of a batch of a stage here."""
         return train.batch_size(self.batch_size or stage.batch_size)
 
+    @contextmanager
+    def told_of_single_rows(self, stage: Stage, train: Rows) -> Iterator[None]:
+        """Refuse batches of one row where batch norm is left with one value of a channel."""
+        try:
+            yield
+        except ValueError as error:
+            if self.size(stage, train) > 1 or NO_SPREAD not in str(error):
+                raise
+            setting = "trainer.batch_size" if self.batch_size else "model.batch_size"
+            raise SettingError(
+                f"{setting}=1: batch norm cannot learn from one row a batch here; allowed is from 2"
+            ) from error
+
     def is_over(self, stage: Stage, line: Epoch) -> bool:
         """Whether an epoch is the last one of its stage."""
         return line.epoch == self.epochs(stage) or (stage.until is not None and stage.until(line.losses))
@@ -175,20 +192,21 @@ class Trainer:
             if done >= self.epochs(stage):
                 continue
             parallel.begin(detector, stage, self.size(stage, train))
-            run = self.prepare(detector, stage, train)
-            for epoch in range(done, self.epochs(stage)):
-                with parallel.epoch(detector, train.device):
-                    line = self.one_epoch(number, epoch + 1, stage, run, train, order)
-                over = self.is_over(stage, line)
-                if evaluate is not None and self.is_evaluated(stage, line, over):
-                    line = replace(line, auroc=evaluate())
-                history.append(line)
-                if keep is not None and first and self.is_kept(stage, line, over):
-                    state_after(line, over, history, detector, stage, train.device, order).save(keep)
-                    if tell is not None:
-                        tell(history)
-                if over:
-                    break
+            with self.told_of_single_rows(stage, train):
+                run = self.prepare(detector, stage, train)
+                for epoch in range(done, self.epochs(stage)):
+                    with parallel.epoch(detector, train.device):
+                        line = self.one_epoch(number, epoch + 1, stage, run, train, order)
+                    over = self.is_over(stage, line)
+                    if evaluate is not None and self.is_evaluated(stage, line, over):
+                        line = replace(line, auroc=evaluate())
+                    history.append(line)
+                    if keep is not None and first and self.is_kept(stage, line, over):
+                        state_after(line, over, history, detector, stage, train.device, order).save(keep)
+                        if tell is not None:
+                            tell(history)
+                    if over:
+                        break
         return Learned(history, walk.seconds + sum(line.seconds for line in history))
 
     def prepare(self, detector: Detector, stage: Stage, train: Rows) -> Prepared:

@@ -54,6 +54,26 @@ def test_a_stage_without_epochs_gets_none_whatever_the_scale() -> None:
     assert epochs_by_stage(learn(dictated(Plan("a", 0), Plan("b", 1)), epoch_scale=3.0)) == {"b": 3}
 
 
+@pytest.mark.parametrize(
+    ("told", "own", "setting"), [(1, 4, "trainer.batch_size"), (None, 1, "model.batch_size")]
+)
+@pytest.mark.parametrize("compile", ["off", "graph"])
+def test_a_batch_of_one_row_that_batch_norm_cannot_take_is_refused(told, own, setting, compile) -> None:
+    with pytest.raises(SettingError, match=f"{setting}=1: batch norm .*; allowed is from 2"):
+        learn(dictated(Plan(batch_size=own)), batch_size=told, compile=compile)
+
+
+def test_another_error_of_a_step_with_one_row_stays_what_it_is() -> None:
+    detector = dictated(Plan(loss=failing))
+    detector.net[1] = torch.nn.Identity()
+    with pytest.raises(ValueError, match="something else"):
+        learn(detector, batch_size=1)
+
+
+def failing(_: int) -> float:
+    raise ValueError("something else")
+
+
 @pytest.mark.parametrize(("batch_size", "expected"), [(None, [4] * 4), (7, [7, 7]), (18, [18]), (500, [18])])
 def test_batches_are_whole_and_as_large_as_told(batch_size: int | None, expected: list[int]) -> None:
     plan = Plan(epochs=1)
