@@ -63,9 +63,7 @@ def load(
     Raises:
         SettingError: there is no such file or label, or something in it is no number and no category.
     """
-    if root is None:
-        raise SettingError(f"data.root=null: the table's file is needed, one of {', '.join(SUFFIXES)}")
-    path = Path(root).expanduser()
+    path = file_at(root)
     content = read(path)
     if isinstance(content, pd.DataFrame):
         x, columns, labels = of_frame(content, path, label)
@@ -85,6 +83,19 @@ def load(
         columns=columns,
         scale=scale,
     )
+
+
+def file_at(root: str | Path | None) -> Path:
+    """The file that `data.root` names; what is none is refused in its name."""
+    needed = f"the table's file is needed, one of {', '.join(SUFFIXES)}"
+    if not root:
+        raise SettingError(f"data.root={'null' if root is None else ''}: {needed}")
+    path = Path(root).expanduser()
+    if path.is_dir():
+        raise SettingError(f"data.root={root}: it is a folder; {needed}")
+    if path.suffix.lower() in SUFFIXES and not path.is_file():
+        raise SettingError(f"data.root={root}: there is no such file; {needed}")
+    return path
 
 
 def read_rows(path: Path, columns: Sequence[Column]) -> Tensor:
