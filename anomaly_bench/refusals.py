@@ -228,7 +228,8 @@ def did_you_mean(wanted: str, arguments: Sequence[str]) -> str:
     group, _, name = wanted.partition(".")
     there = [key.removeprefix(f"{group}.") for key in known if name and key.startswith(f"{group}.")]
     if there:
-        close = [f"{group}.{key}" for key in difflib.get_close_matches(name, there)]
+        elsewhere = [key for key in known if key.rpartition(".")[2] == name]  # `deterministic`, of no group
+        close = [f"{group}.{key}" for key in difflib.get_close_matches(name, there)] or elsewhere
     elif name:
         close = difflib.get_close_matches(wanted, known)
     else:  # `lr` too, of model.lr

@@ -260,6 +260,11 @@ def test_a_disk_without_room_for_notes_is_told_at_the_end(bench, monkeypatch, ca
         (["model.ngff=3"], ["model.ngff", "did you mean model.ngf"]),
         (["data.download=false"], ["data.download", "no such setting; there are name, image_size, "]),
         (["lr=3"], ["lr: no such setting; did you mean model.lr?"]),
+        (
+            ["trainer.deterministic=true"],
+            ["trainer.deterministic: no such setting; did you mean deterministic?"],
+        ),
+        (["model.max_epochs=3"], ["model.max_epochs: no such setting; did you mean trainer.max_epochs?"]),
         (["runs_dri=x"], ["runs_dri", "did you mean runs_dir?"]),
         (["trainer.max_epoch=3"], ["trainer.max_epoch", "trainer.max_epochs"]),
         (["abnormal_class=12"], ["abnormal_class=12", "0 to 9"]),
