@@ -229,7 +229,7 @@ def did_you_mean(wanted: str, arguments: Sequence[str]) -> str:
     there = [key.removeprefix(f"{group}.") for key in known if name and key.startswith(f"{group}.")]
     if there:
         elsewhere = [key for key in known if key.rpartition(".")[2] == name]  # `deterministic`, of no group
-        close = [f"{group}.{key}" for key in difflib.get_close_matches(name, there)] or elsewhere
+        close = elsewhere or [f"{group}.{key}" for key in difflib.get_close_matches(name, there)]
     elif name:
         close = difflib.get_close_matches(wanted, known)
     else:  # `lr` too, of model.lr
