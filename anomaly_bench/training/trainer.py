@@ -32,7 +32,6 @@ LOOK_EVERY = 50
 KEPT = 100
 """Epochs of a stage after which its state is kept, evenly spaced, if it has many."""
 
-
 NO_SPREAD = "Expected more than 1 value per channel"
 """How torch's batch norm refuses a channel with a single value."""
 
@@ -192,21 +191,20 @@ class Trainer:
             if done >= self.epochs(stage):
                 continue
             parallel.begin(detector, stage, self.size(stage, train))
-            with self.told_of_single_rows(stage, train):
-                run = self.prepare(detector, stage, train)
-                for epoch in range(done, self.epochs(stage)):
-                    with parallel.epoch(detector, train.device):
-                        line = self.one_epoch(number, epoch + 1, stage, run, train, order)
-                    over = self.is_over(stage, line)
-                    if evaluate is not None and self.is_evaluated(stage, line, over):
-                        line = replace(line, auroc=evaluate())
-                    history.append(line)
-                    if keep is not None and first and self.is_kept(stage, line, over):
-                        state_after(line, over, history, detector, stage, train.device, order).save(keep)
-                        if tell is not None:
-                            tell(history)
-                    if over:
-                        break
+            run = self.prepare(detector, stage, train)
+            for epoch in range(done, self.epochs(stage)):
+                with parallel.epoch(detector, train.device), self.told_of_single_rows(stage, train):
+                    line = self.one_epoch(number, epoch + 1, stage, run, train, order)
+                over = self.is_over(stage, line)
+                if evaluate is not None and self.is_evaluated(stage, line, over):
+                    line = replace(line, auroc=evaluate())
+                history.append(line)
+                if keep is not None and first and self.is_kept(stage, line, over):
+                    state_after(line, over, history, detector, stage, train.device, order).save(keep)
+                    if tell is not None:
+                        tell(history)
+                if over:
+                    break
         return Learned(history, walk.seconds + sum(line.seconds for line in history))
 
     def prepare(self, detector: Detector, stage: Stage, train: Rows) -> Prepared:
