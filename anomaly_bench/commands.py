@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -36,6 +37,13 @@ def writable(what: str) -> Iterator[None]:
         raise SettingError(f"{what}: it cannot be written: {error.strerror or error}") from error
 
 
+def check_writable(option: str, place: Path, folder: Path) -> None:
+    """Refuse an option's place in a folder that nothing can be written to, before there is anything to lose."""
+    there = next(above for above in (folder, *folder.parents) if above.exists())
+    with writable(f"{option} {place}"), tempfile.TemporaryFile(dir=there):
+        pass
+
+
 def report(arguments: list[str]) -> int:
     """`report [RUNS_DIR]`: tables and pictures again, from records alone."""
     parser = Arguments("anomaly-bench report", description=report.__doc__)
@@ -61,6 +69,10 @@ def score(arguments: list[str]) -> int:
         raise SettingError(f"--output {given.output}: allowed are names that end in .csv or .json")
     check_spared("--output", given.output, [given.run_dir, *filter(Path.is_file, given.files)])
     check_spared("--maps", given.maps, [given.run_dir, *given.files])
+    if given.output is not None:
+        check_writable("--output", given.output, given.output.parent)
+    if given.maps is not None:
+        check_writable("--maps", given.maps, given.maps)
     from anomaly_bench.record import csv_text, read_json
     from anomaly_bench.score import score_files
     from anomaly_bench.training.device import pick_device

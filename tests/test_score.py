@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anomaly_bench import score
 from anomaly_bench.cli import answer
+from anomaly_bench.commands import check_writable
 from anomaly_bench.data.dataset import Column
 from anomaly_bench.errors import SettingError
 from anomaly_bench.score import Scored, percentiles, rule_of, score_files
@@ -351,6 +352,22 @@ def test_an_output_that_cannot_be_written_is_named(image_run, bags, place, capsy
     more = {"score": [str(bags / "test")], "report": [], "export": ["--format", "torch"]}[command]
     assert answer([command, str(image_run), *more, "--output", output]) == 2
     assert f"anomaly-bench: --output {output}: it cannot be written: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "name"), [("--output", "new.csv"), ("--maps", "maps")])
+def test_nothing_is_scored_for_a_place_that_cannot_be_written(
+    image_run, bags, place, capsys, option, name, monkeypatch
+):
+    monkeypatch.setattr(score, "score_files", lambda *_: pytest.fail("it scored"))
+    (place / "file").touch()
+    there = str(place / "file" / name)
+    assert answer(["score", str(image_run), str(bags / "test"), option, there]) == 2
+    assert f"anomaly-bench: {option} {there}: it cannot be written: " in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_yet_can_be_written_to(place):
+    check_writable("--output", place / "a/b/new.csv", place / "a/b")
+    assert not (place / "a").exists()
 
 
 def test_neither_the_run_nor_what_is_scored_is_written_over(image_run, bags, tmp_path, capsys):
