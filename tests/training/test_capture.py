@@ -141,7 +141,7 @@ def test_who_asks_for_a_graph_is_told_that_there_is_none(mode, warned, monkeypat
 def test_runs_share_a_compiled_step_and_have_weights_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
     monkeypatch.setattr(capture, "COMPILED", {})
-    monkeypatch.setattr(torch, "compile", lambda graph, **_: compiled.append(graph) or graph)
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, *_, **__: compiled.append(graph) or graph)
 
     def trained(seed: int, mode: str, train: Rows) -> Tensor:
         torch.manual_seed(seed)
