@@ -261,9 +261,9 @@ COMPILED: dict[str, Callable[..., list[Tensor]]] = {}
 def compiled(graph: GraphModule, batch: Batch) -> Run:
     """A recorded step compiled by inductor as one graph, and run once, while it can still run otherwise.
 
-    It goes to inductor as it is: `torch.compile` would trace it once more, and each call of what it makes takes a
-    tenth to a fifth of a small step longer. Of inputs that are fake, in a shape environment as `torch.compile` has
-    it, inductor finds on the disk what it compiled before.
+    It goes to inductor as it is: `torch.compile` would trace it once more, and each call of what that makes takes
+    longer, which small steps feel. Of inputs that are fake, in a shape environment as `torch.compile` has it,
+    inductor finds on the disk what it compiled before.
     """
     from torch._inductor import compile as compile_graph
     from torch._subclasses import FakeTensorMode
