@@ -276,8 +276,9 @@ def compiled(graph: GraphModule, batch: Batch) -> Run:
             table = {torch.ops.aten._fused_adam_.default: fused_adam}
             graph = make_fx(graph, decomposition_table=table)(*held, *batch)
             fake = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
-            inputs = [fake.from_tensor(tensor) for tensor in (*held, *batch)]
-            COMPILED[text] = compile_graph(graph, inputs, options={"fallback_random": True})
+            inputs: list[Any] = [fake.from_tensor(tensor) for tensor in (*held, *batch)]
+            function: Any = compile_graph(graph, inputs, options={"fallback_random": True})
+            COMPILED[text] = function
     function = COMPILED[text]
     with torch.no_grad(), quiet():
         function(*held, *batch)
