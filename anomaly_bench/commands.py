@@ -39,9 +39,10 @@ def writable(what: str) -> Iterator[None]:
 
 def check_writable(option: str, place: Path, folder: Path) -> None:
     """Refuse an option's place in a folder that nothing can be written to, before there is anything to lose."""
-    there = next(above for above in (folder, *folder.parents) if above.exists())
-    with writable(f"{option} {place}"), tempfile.TemporaryFile(dir=there):
-        pass
+    with writable(f"{option} {place}"):
+        there = next(above for above in (folder, *folder.parents) if above.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
 
 
 def report(arguments: list[str]) -> int:
