@@ -109,9 +109,11 @@ class Folder:
         """The rows; the folders leave nothing to `seed`. Anomalous rows under `train/` are left out."""
         normal_class = np.array([is_normal(name) for name in dataset.class_names])
         if not normal_class.any() or normal_class.all():
+            several = len(dataset.class_names) > 1
             raise SettingError(
-                f"protocol=folder: data={dataset.name} has the classes {listed(dataset)}; needed are "
-                "normal ones, named 0.*, normal or good, and others; or protocol=one_vs_rest normal_class=..."
+                f"protocol=folder: data={dataset.name} has the classes {listed(dataset)}; needed are normal ones, "
+                "named 0.*, normal or good, and others"
+                + ("; or protocol=one_vs_rest normal_class=..." if several else "")
             )
         log.info(
             "protocol: normal: %s; anomalous: %s",

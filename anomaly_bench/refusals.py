@@ -198,6 +198,8 @@ def explained(error: Exception, arguments: Sequence[str]) -> str | None:
         return f"{unknown[1]}: no such setting{did_you_mean(unknown[1], arguments)}"
     line, reason = one_line(error), str(error.__cause__ or "").partition("\n")[0]
     if override := re.fullmatch(r"Error merging override (.+)", line):
+        if "does not support deletion" in reason:
+            return f"{override[1]}: it cannot be left out; {override[1].removeprefix('~')}=VALUE sets it"
         needed = next((kind for sign, kind in KINDS.items() if sign in reason), None)
         return f"{override[1]}: {needed} is needed" if needed else f"{override[1]}: {reason}"
     return f"{line}: {reason}" if reason else line

@@ -20,6 +20,7 @@ from anomaly_bench.cli import answer
 from anomaly_bench.commands import COMMANDS
 from anomaly_bench.errors import SettingError
 from anomaly_bench.jobs import leave_note
+from anomaly_bench.report.pictures import draw_run
 
 TINY = [
     *("data=digits", "data.limit=150", "data.image_size=16"),
@@ -51,7 +52,7 @@ METRICS = (
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch, capsys):
+def bench(tmp_path, monkeypatch, capsys, undrawn):
     """Calls the command line in an empty folder; gives exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
     for name in ("ANOMALY_BENCH_DEBUG", "ANOMALY_BENCH_SWEEP", "ANOMALY_BENCH_DATA", "HYDRA_FULL_ERROR"):
@@ -102,7 +103,8 @@ def digit_folders(root: Path, size: int = 16) -> None:
         grey.resize((size, size), Image.Resampling.BILINEAR).save(path)
 
 
-def test_one_run_leaves_all_its_files(bench):
+def test_one_run_leaves_all_its_files(bench, monkeypatch):
+    monkeypatch.setattr("anomaly_bench.run.draw_run", draw_run)
     code, out, _ = bench("model=ganomaly", *TINY, "abnormal_class=3")
     assert code == 0
     run = only_run()
@@ -145,7 +147,9 @@ def test_a_finished_run_without_its_weights_is_still_finished(bench):
 
 
 def test_jobs_that_come_to_one_run_leave_no_word_of_another(bench):
-    code, out, _ = bench("-m", *TINY, "evaluation=clean", "normal_class=1,2", "abnormal_class=0")
+    code, out, _ = bench(
+        "-m", *TINY, "evaluation=clean", "normal_class=1,2", "abnormal_class=0", "hydra.launcher.n_jobs=1"
+    )
     assert code == 0
     assert "newer run" not in out
 
@@ -192,7 +196,7 @@ def test_a_sweep_ends_with_its_table(bench):
 
 
 def test_a_sweep_over_models_takes_a_key_of_theirs_that_the_default_one_has_not(bench):
-    data = ["data=digits", "data.limit=100", "trainer.max_epochs=1"]
+    data = ["data=digits", "data.limit=100", "trainer.max_epochs=1", "hydra.launcher.n_jobs=1"]
     code, out, _ = bench("-m", *data, "model=vae_dense,ae_dense", "model.hidden=[4]", "seed=0")
     assert code == 0
     assert "vae_dense" in out
@@ -308,6 +312,10 @@ def test_a_disk_without_room_for_notes_is_told_at_the_end(bench, monkeypatch, ca
             ["model.features=nope: must be a config with a _target_ or null"],
         ),
         (["~seed"], ["~seed: it cannot be left out; seed=VALUE sets it"]),
+        (
+            ["~trainer.device"],
+            ["~trainer.device: it cannot be left out; trainer.device=VALUE sets it"],
+        ),
         (["-m", "seed=range(0)"], ["seed=range(0): it has no values"]),
         (["-m", "seed=range(3,3)"], ["seed=range(3,3): it has no values"]),
         ([f"runs_dir={'x' * 300}", "data.limit=50"], ["runs_dir='xxx", "no folder can be made there"]),

@@ -285,6 +285,11 @@ def test_folder_names_that_say_nothing(names):
         Folder().split(made_up(names, [0, 1, 0, 1], [1, 1, 0, 0]), 0)
 
 
+def test_one_class_alone_is_not_sent_to_a_protocol_that_needs_others():
+    with pytest.raises(SettingError, match=r"has the classes good; .* and others$"):
+        Folder().split(made_up(["good"], [0, 0], [1, 0]), 0)
+
+
 @pytest.mark.parametrize(
     ("protocol", "classes", "official_train"),
     [

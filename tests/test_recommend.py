@@ -25,7 +25,7 @@ QUICK = ["data.image_size=16", "trainer.device=cpu"]
 
 
 @pytest.fixture
-def typed(tmp_path, monkeypatch, capsys):
+def typed(tmp_path, monkeypatch, capsys, undrawn):
     """What `recommend` prints for some arguments, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(tmp_path / "cache"))

@@ -29,9 +29,7 @@ SMALL = {
 ELSEWHERE = {"git": "b" * 40, "threads": 99, "auroc_untrained": 0.123, "experiments": ["ganomaly_mnist"]}
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(running, "draw_run", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def told(folder: Path) -> dict:

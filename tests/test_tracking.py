@@ -52,10 +52,9 @@ class Listening:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Nothing told yet, and no pictures, which take most of the time of such small runs."""
+def quick(undrawn):
+    """Nothing told yet, and no pictures."""
     TOLD.clear()
-    monkeypatch.setattr(running, "draw_run", lambda *_: None)
 
 
 def listen(monkeypatch, broken: str = "") -> None:

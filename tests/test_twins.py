@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
-from anomaly_bench import compose, record, run, versions, worker
+from anomaly_bench import compose, record, versions, worker
 from anomaly_bench.cli import answer
 from anomaly_bench.training.checkpoint import save_weights
 from anomaly_bench.training.trainer import Trainer
@@ -28,12 +28,11 @@ TINY = [
 
 
 @pytest.fixture
-def trainings(tmp_path, monkeypatch):
+def trainings(tmp_path, monkeypatch, undrawn):
     """The seeds of all trainings that were done, in an empty folder of a clean checkout."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ANOMALY_BENCH_SWEEP", raising=False)
     monkeypatch.setattr(sys, "argv", ["anomaly-bench"])
-    monkeypatch.setattr(run, "draw_run", lambda *_: None)
     monkeypatch.setattr(versions, "git_revision", lambda: "a" * 40)
     done, learn = [], Trainer.learn
 

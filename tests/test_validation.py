@@ -134,7 +134,7 @@ TINY = ["model=ae_dense", "data=digits", "data.limit=300", "data.image_size=8", 
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch, capsys):
+def bench(tmp_path, monkeypatch, capsys, undrawn):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, str, str]:

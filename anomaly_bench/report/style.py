@@ -41,8 +41,8 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": "0.9",
     "lines.linewidth": 1.6,
-    "savefig.dpi": 150,
-    "savefig.facecolor": "white",
+    "figure.dpi": 150,
+    "figure.facecolor": "white",
     "svg.fonttype": "none",  # text stays text, and a reader's own fonts have the letters that ours lack
     "svg.hashsalt": "anomaly-bench",  # the same picture gives the same file
     "text.parse_math": False,  # a dollar sign in a name is no formula
@@ -59,6 +59,8 @@ def drawn(
     `size` is in inches, wide and high; `panels` goes to matplotlib's `subplots`.
     """
     from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with rc_context(STYLE), warnings.catch_warnings():
@@ -66,13 +68,12 @@ def drawn(
         figure = Figure(size, layout="constrained")
         figure.suptitle(fill(printable(title), int(12 * size[0])))  # 12 characters an inch
         yield list(figure.subplots(rows, columns, squeeze=False, **panels).flat)
-        for kind in ("png", "svg"):
-            with replacing(path.with_name(f"{path.name}.{kind}")) as temporary:
-                metadata = {"Date": None} if kind == "svg" else None
-                figure.savefig(temporary, format=kind, metadata=metadata)
-                if kind == "svg":
-                    temporary.write_text(numbered(temporary.read_text("utf-8")), "utf-8")
-            figure.set_layout_engine("none")  # the panels stay where they are, and need no second look
+        with replacing(path.with_name(f"{path.name}.png")) as temporary:
+            FigureCanvasAgg(figure).print_png(temporary)  # `savefig` draws each picture twice
+        figure.set_layout_engine("none")  # the panels stay where they are, and need no second look
+        with replacing(path.with_name(f"{path.name}.svg")) as temporary:
+            FigureCanvasSVG(figure).print_svg(temporary, metadata={"Date": None})
+            temporary.write_text(numbered(temporary.read_text("utf-8")), "utf-8")
 
 
 def numbered(svg: str) -> str:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from finished import finished, job_of
 
-from anomaly_bench import run
 from anomaly_bench.compose import load_data
 from anomaly_bench.errors import SettingError
 from anomaly_bench.training.determinism import FIXED, WORKSPACE, deterministic
@@ -23,10 +22,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Drawing takes most of the time of such small runs."""
-    monkeypatch.setattr(run, "draw_run", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture
