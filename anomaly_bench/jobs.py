@@ -119,6 +119,10 @@ def check_search(config: Any) -> None:
         line = "test rows choose nothing; evaluation.validation=0.1 holds rows out for it"
         told = f"{line}, and evaluation.validation_class=CLASS says whose are the anomalies"
         sys.exit(refuse(f"hydra/sweeper={choices['hydra/sweeper']}: {told}"))
+    tests_all = str(config.protocol.get("_target_")).endswith(".LeaveOneClassOut")
+    if tests_all and config.evaluation.validation_class is None:
+        line = "this protocol tests every anomalous row; evaluation.validation_class=CLASS names others to choose by"
+        sys.exit(refuse(f"protocol={choices['protocol']}: {line}"))
     params = sweeper.get("params") or {}
     typed = [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())]
     for text in of_problem_and_swept(typed):

@@ -40,7 +40,7 @@ class Direction(Enum):
     minimize = 1
 
 
-CHOSEN = {"hydra/sweeper": "tune", "hydra/sweeper/sampler": "foo"}
+CHOSEN = {"hydra/sweeper": "tune", "hydra/sweeper/sampler": "foo", "protocol": "mine"}
 
 
 def search(*typed: str, **changed) -> DictConfig:
@@ -48,7 +48,10 @@ def search(*typed: str, **changed) -> DictConfig:
     sweeper = {"_target_": "optuna_sweeper.OptunaSweeper", "n_trials": 20, "sampler": {"_target_": "TPE"}}
     sweeper |= {"direction": "maximize"}
     hydra = {"sweeper": sweeper | changed, "runtime": {"choices": CHOSEN}, "overrides": {"task": typed}}
-    return OmegaConf.create({"hydra": hydra, "evaluation": {"validation": 0.1}})
+    evaluation = {"validation": 0.1, "validation_class": None}
+    return OmegaConf.create(
+        {"hydra": hydra, "evaluation": evaluation, "protocol": {"_target_": "a.OneVsRest"}}
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,19 @@ def test_a_search_that_cannot_begin_is_refused(changed, said, monkeypatch, capsy
         check_search(search(**changed))
     assert leaving.value.code == 2
     assert capsys.readouterr().err.startswith(f"anomaly-bench: {said}")
+
+
+def test_a_search_needs_anomalies_that_are_not_all_tested(capsys):
+    config = search()
+    config.protocol["_target_"] = "anomaly_bench.protocols.LeaveOneClassOut"
+    with pytest.raises(SystemExit) as leaving:
+        check_search(config)
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err.startswith(
+        "anomaly-bench: protocol=mine: this protocol tests every anomalous"
+    )
+    config.evaluation.validation_class = 0
+    check_search(config)
 
 
 def test_a_sampler_of_a_package_that_is_not_installed_is_not_blamed(monkeypatch):
