@@ -19,7 +19,7 @@ from anomaly_bench.report.formats import Table
 from anomaly_bench.report.notes import synthetic
 from anomaly_bench.report.results import Line, latest, results, row_name, tidy
 
-EMBEDDED = 600
+EMBEDDED = 400
 """Test rows whose features are shown."""
 
 
