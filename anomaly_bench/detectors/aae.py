@@ -20,7 +20,8 @@ A step is one update of the autoencoder, `n_critic` of the critic, and one of th
 constraint. Neither paper has our data sets. What differs from the code:
 
 - Its images are brain slices of 200 pixels and more, standardised, out of a linear layer. Here encoder and
-  generator are the residual ones of WGAN-GP with as many filters, 16, 32, 64, 128, and a tanh at the end.
+  generator are the residual ones of WGAN-GP, with a tanh at the end: its layers, ReLU and first weights, and
+  filters from 16 on doubling to 128, where the code's have leaky ReLU and double to 256.
 - The updates of the critic on one batch share the codes E(x) and z, and draw u anew, as there. The code of the
   reconstruction runs batch norm in evaluation mode, as there, and its gradient reaches both codes.
 

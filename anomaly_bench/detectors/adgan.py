@@ -26,6 +26,8 @@ Where this and the code differ:
 - It counts training in batches of the generator, 100 epochs of 100; `generator_steps` is their product, rounded
   up to whole passes over the training rows.
 - At 64 pixels, its generator has 256, 128, 64 and 64 filters, ours 512, 256, 128 and 64.
+- Stride-2 convolutions are padded on both sides, Keras' on one; first weights, and batch norm's momentum and epsilon,
+  are PyTorch's. Its critic and generator share one count of steps for Adam's correction of the first steps.
 
 When to use it: For small sets of images of about 32 pixels of which the nearest normal image and a map are
 worth waiting for. An image costs 8 searches of 5 steps, and each step a gradient for the code and one for all

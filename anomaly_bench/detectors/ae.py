@@ -10,8 +10,10 @@ A narrow code keeps only what the training rows share; a row that lacks it comes
          = 1 - mean over pixels of SSIM(x, x^),     the same, of one image                  loss=ssim
 
 Structural similarity as a loss: Bergmann and others, VISAPP 2019, https://arxiv.org/abs/1807.02011. The
-baseline of E3Outlier is `model=cae`. The reference pads its
-stride-2 convolutions on one side, as Keras does; here they are padded on both.
+baseline of E3Outlier is `model=cae`. The reference pads its stride-2 convolutions on one side, as Keras does; here they
+are padded on both. It trains on the last, partial batch too, which is left out here, and pads MNIST to 32 pixels, where
+ours is resized. At 64 pixels its decoder begins with 256 filters and has 128, 64 and 64; ours mirrors the encoder, with
+512, 256, 128 and 64.
 
 When to use it: The first thing to try on small images, with sides that are multiples of 8 (of 16 from 64
 pixels on), and as `ae_dense` on rows: one pass scores a row, the residual is the map, and the rest of the

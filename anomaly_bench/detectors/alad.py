@@ -24,7 +24,8 @@ All follows the official code, of which:
 - Its D_xx puts images on top of each other instead of behind each other (`concat=height`): the concatenation
   along axis 1 takes channels to be there. Here they are channels. Cats of CIFAR-10 have an AUROC of .588 by
   the slip and .499 without (results/alad_cifar10_lossless), ships .662 and .714.
-- The networks for rows ignore its switch of spectral norm; so do the configs for rows.
+- The networks for rows ignore its switch of spectral norm; so do the configs for rows. Its KDD rows have 121 columns,
+  those of `data=kddcup99` 118.
 - Scores come from a moving average of the weights (`ema_decay`), which starts at the first weights.
 - Stride-2 convolutions of 5 x 5 are padded on both sides, TensorFlow's on one; batch norm has PyTorch's momentum
   and epsilon. Its five optimisers share one count of steps for Adam's correction of the first steps.

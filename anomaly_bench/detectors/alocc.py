@@ -24,6 +24,7 @@ Pixels are taken to [0, 1] first, R ends in a sigmoid. Where paper and official 
 - `rho`: training ends when the mean reconstruction error of an epoch falls below it. The paper has this rule
   and leaves the value to judgement; the code has none, and 0 is never.
 - `score`: the code tests D(x), the paper recommends D(R(x)).
+- The code takes its batches in one order; here they are shuffled.
 - The code tests with batch norm in training mode; `evaluation=as_published` does the same.
 - Biases of convolutions begin as PyTorch draws them, the code's at 0, and batch norm's scales at N(1, 0.02), the
   code's at 1.

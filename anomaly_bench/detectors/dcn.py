@@ -12,9 +12,10 @@ updated in turn. A row whose code lies far from its own centroid is an anomaly (
 
 As in the code, the layers are pretrained one by one, then the autoencoder, then k-means finds the centroids; the
 last stages are Nesterov's with twice the rate for biases, c_k goes on over all of them, and after every ten epochs,
-the last too, k-means goes on from the centroids over all codes. Ours: pretraining by Adam, where the code has the
-same gradient descent as later, at a rate for pixels times 5.1; weights are not tied and begin as torch's. The code
-has no half in L. Default sizes are the code's for MNIST; DAGMM's table has its sizes of each data set, and its tanh.
+the last too, k-means goes on from the centroids over all codes. Ours: pretraining by Adam, where the code has
+gradient descent with momentum, at rates for pixels times 5.1, which it has throughout; weights are not tied and begin
+as torch's. The code has no half in L. Default sizes are the code's for MNIST; DAGMM's table has its sizes of each data
+set, and its tanh.
 
 When to use it: For rows, and small images taken flattened, whose normal kind is several kinds, and where the
 clusters are of use themselves. As a detector it is behind DAGMM on all four sets of DAGMM's Table 2, with an

@@ -19,7 +19,8 @@ come; for them, the paper has no network, and ours are linear layers without bia
 We follow the PyTorch code: R is 0 for 10 epochs and then, after each step, the (1 - nu) quantile of the batch's
 distances. The Theano code solves for R on all training rows every 5 epochs, and starts its first filters from a
 dictionary of patches. First weights are torch's, but for the convolutions of CIFAR-10's autoencoder (three
-`channels`), Xavier's in that code; its network for CIFAR-10 without pretraining has torch's throughout.
+`channels`), Xavier's in that code; its network for CIFAR-10 without pretraining has torch's throughout. Rows that do
+not fill a batch wait for another epoch; that code trains on them too, on 34 batches of a digit 1 where we have 33.
 
 When to use it: For small square images of one kind, where a number for each is enough: the network has two or
 three convolutions, a score is one pass, and there is no map. On photographs `geotrans` is worth its 72 views:

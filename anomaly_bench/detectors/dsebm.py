@@ -12,8 +12,9 @@ have a high energy, or a steep slope.
     A(x) = E(x) (DSEBM-e), or |grad E(x)|^2 (DSEBM-r)
 
 x^ is written by automatic differentiation, with all its second derivatives, in place of a decoder with tied
-weights. All layers are softplus, as the paper's; `version=geotrans` has batch norm and ReLU, as the code behind
-GeoTrans' table. ALAD's code adds the last layer of the decoder to its energy, and has a b' for each place of a
+weights. All layers are softplus, as the paper's. What else images have is of GeoTrans' code: the geometry of its
+autoencoder, rate, epochs and batches; `version=geotrans` has its batch norm and ReLU too. The last, partial batch is
+left out. ALAD's code adds the last layer of the decoder to its energy, and has a b' for each place of a
 batch, which is not followed. GeoTrans has sigma = 0.5 for images on [-1, 1], ALAD 1 for rows.
 
 When to use it: For rows and small images, as a density where `dae` has a reconstruction: the energy is one

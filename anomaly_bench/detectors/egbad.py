@@ -25,7 +25,8 @@ All follows the official code, of which:
   of rows on. 0 is the code of then, for images; null is the code's now, 0.5 for images and 0.2 for rows.
 - Stride-2 convolutions are padded on both sides, TensorFlow's on one, and batch norm has PyTorch's momentum and
   epsilon.
-- Images of 28 pixels and rows have the code's layers, and so has any other shape: images are halved twice. The code has
+- Images of 28 pixels and rows have the code's layers, and so has any other shape: images are halved twice. Its KDD rows
+  have 121 columns, those of `data=kddcup99` 118. The code has
   none for photographs, and GANomaly's paper does not say which its EGBAD had on CIFAR-10.
 - Its shuffles for training and test differ, so that images of the one are among the other; its KDD loader
   computes a scaling and drops it. Neither is done here.

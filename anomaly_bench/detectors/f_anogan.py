@@ -24,6 +24,8 @@ All follows the official code, of which:
   PyTorch's are the longest.
 - Half of the training images are mirrored left to right (`flip`).
 - The code also prints the code distance |E(x) - E(G(E(x)))|^2 / d; the paper does not score by it, nor do we.
+- Batch norm has PyTorch's momentum, and its running statistics follow each pass of the generator, also those for the
+  critic's updates; the code's, the generator's own update alone.
 - It leaves the last test images out where they do not fill a batch; here all are scored.
 
 When to use it: For square images of one kind, as patches of retinal scans: one pass of encoder, generator and

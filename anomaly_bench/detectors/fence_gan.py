@@ -28,8 +28,10 @@ All follows the official code, of which:
   and epsilon.
 - `d_decay`: the discriminator's learning rate is `d_lr / (1 + d_decay * t)` at its t-th step; CIFAR-10 has 1e-5.
 - `d_l2`: an option of the code for CIFAR-10, 0 unless told.
-- KDD99: the paper's settings were not to be had. The layers are those of another's copy of the method, without
-  its dropout; alpha, beta and gamma are those of the code's two-dimensional example.
+- KDD99: the code's settings are in an archive that was not to be had. The layers are those of another's copy of the
+  method, without its dropout; alpha, beta and gamma are those of the code's two-dimensional example.
+- Its MNIST run trains on 80 % of the normal images, tests 15 % of them and 75 % of the anomalous ones, and validates by
+  the rest; under `leave_one_class_out` all of the rest is tested.
 - It reports the test images at the epoch with the best AUPRC or AUROC on validation images, with anomalies among
   them; here it is the last epoch. Its AUPRC has the normal images as the positive ones.
 

@@ -18,12 +18,13 @@ Where paper and official code differ, we follow the code at its head unless told
 - `losses`. `head`: the norms of (1) and (3) are mean squares, the discriminator's loss is the mean of both
   cross-entropies, the generator steps first. `first`: the code of the paper's year; the discriminator steps
   first, on the sum of both cross-entropies, and L_adv is the cross-entropy of D(x^) against "real".
-  `paper`: (1) and (3) as printed, with Euclidean norms.
+  `paper`: (1) and (3) as printed, with Euclidean norms. (2) is a mean over pixels in all three.
 - `lr`: 2e-4 in all versions of the code, 2e-3 in the paper.
 - `reinit_below`: the code gives the discriminator new weights when its loss falls below 1e-5; the paper does
   not mention it. Here these are drawn once, there each time. 0 turns it off. `losses.csv` keeps the share of steps
   where it happened.
-- `score_norm`: `l2` is the code's mean square of z - z^, `l1` the paper's norm (5).
+- `score_norm`: `l2` is the code's mean square of z - z^, `l1` the paper's norm (5), over nz. Scores are not put on
+  [0, 1] by the least and the largest of the test set, which orders them as before.
 - `nz`: 100 in both, but the paper's own Figure 5 suggests that its main MNIST figures were made with 32.
 - The official code tests with batch norm in training mode, on CIFAR-10 with the normal test images first, so that
   batches are of one kind, and reports its best test epoch; `evaluation=as_published` does the same.

@@ -16,7 +16,8 @@ What is the code's, and where ours is another:
 
 - LARS of base rate 0.1 grows tenfold in the first 10 epochs, then falls as a half cosine, of a period of `epochs` after
   the warm-up; after fewer passes the rate has not fallen yet.
-- `batch_size`: 512 images in all, its README says, so 1024 views.
+- `batch_size`: 512 images in all, its README says, so 1024 views. Rows that do not fill a batch wait for another epoch:
+  9 updates of 5,000 images, where its loader gives 10.
 - While scoring, the code draws the colours of each view anew for each image; a score would then depend on the image's
   place in its batch. Here the 10 views are the same 10 for every image, drawn once and kept with the weights.
 - Hues are computed exactly, the code's are off by up to a degree.
