@@ -34,8 +34,8 @@ lost on the 8 (.585 against .898). Training and scoring are cheap, five to nine 
 Traps: With cosines, `model.shrink` above 1 removes all items at the start: every row is rebuilt as the same
 one, and `entropy` in `losses.csv` is 0. At 1 the mix is hardly sparse: `entropy` ends near 3.6 in the records
 of `results/memae_mnist`, of ln 100 = 4.6 at most, which is about 37 items for an image. The autoencoder without
-the memory falls as it learns, from .849 on 600 images to .794 on 6,000, where the paper's has .962: that is
-shorter training or another network. The untrained control has a mean of .500 there, but from .007 to .749
+the memory falls as it learns, from .849 on 600 images to .794 on 6,000, where the paper's has .962: that may
+be shorter training or another network. The untrained control has a mean of .500 there, but from .007 to .749
 for single digits: look at each. A number says little without `model.query`, which the paper leaves open
 for images, as it does the rule for its threshold on KDD Cup 99.
 """

@@ -14,8 +14,8 @@ of many trees score together.
 The paper's likeness is the plain inner product; as in the code, it is that of vectors over their L1 norms, in L as
 a sum and in A entry by entry. The code pairs each row with another of a shuffled data set when it scores, so that a
 row has another score each time; here each tree keeps one training row x' to score by. Of the code's modes we follow
-`last_layer`, its author's choice. An update draws no more rows than there are, the code's a whole batch. All trees learn
-side by side, each with its own rows and its own clipped gradient. Memory: trees x (batch_size + 4 M) x D numbers.
+`last_layer`, its author's choice. An update draws no more rows than there are, the code's a whole batch. All trees
+learn side by side, each with its own rows and its own clipped gradient. Memory: trees x (batch_size + 4 M) x D numbers.
 
 When to use it: On rows of numbers, also some hundred columns of them, unlabelled and with anomalies inside;
 published numbers are of such rows, learned and scored alike. It takes `model.levels` times `model.steps`

@@ -16,8 +16,8 @@ scores rows in it.
 The paper's loss has a set of inliers in place of p; the code has one, as here. The code keeps the weights of the
 epoch with the lowest training loss, we those of the last. It scores the rows that it has learned from; the
 subsamples of the score are kept here, so that any row can be scored. Passes are of whole batches, of no more triplets
-than there are rows. Memory grows with the rows times what a batch holds, never with pairs of rows. The margin of 1000 is
-meant for inputs on [0, 1]. First weights are those of Keras: W uniform after Glorot, b 0.
+than there are rows. Memory grows with the rows times what a batch holds, never with pairs of rows. The margin of 1000
+is meant for inputs on [0, 1]. First weights are those of Keras: W uniform after Glorot, b 0.
 
 When to use it: On rows of numbers with very many columns and unlabelled anomalies among them, when few
 dimensions are wanted in the end, to look at or to search in: one layer of 20 units, 30 passes, and a score by
