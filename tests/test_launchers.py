@@ -133,7 +133,8 @@ def test_what_is_not_installed_is_named_with_its_command(tmp_path, monkeypatch, 
     group = "sweeper" if name == "tune" else "launcher"
     if find_spec(f"hydra_plugins.hydra_{PLUGINS.get(name, 'optuna')}_{group}") is not None:
         pytest.skip("it is installed")
-    arguments = ["-m", f"hydra/{group}={name}", "evaluation.validation=0.1", "model.nz=10,20"]
+    chosen_by = ["evaluation.validation=0.1", "evaluation.validation_class=1"]
+    arguments = ["-m", f"hydra/{group}={name}", *chosen_by, "model.nz=10,20"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["anomaly-bench", *arguments])
     monkeypatch.delenv("ANOMALY_BENCH_SWEEP", raising=False)
