@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from anomaly_bench.errors import SettingError
 
@@ -87,6 +87,8 @@ def is_of(hint: Any, value: Any) -> bool:
     if get_origin(hint) in (Sequence, list, tuple):
         (inner, *_) = get_args(hint)
         return isinstance(value, list | tuple) and all(is_of(inner, one) for one in value)
+    if get_origin(hint) is Literal:
+        return type(value) in map(type, get_args(hint)) and value in get_args(hint)
     if get_origin(hint) is Callable:  # a config stands for it
         return not isinstance(value, str | int | float)
     if hint is bool or isinstance(value, bool):
@@ -106,6 +108,8 @@ def in_words(hint: Any) -> str:
         return " or ".join(in_words(one) for one in get_args(hint))
     if get_origin(hint) in (Sequence, list, tuple):
         return f"a list, each {in_words(get_args(hint)[0])}"
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
     if get_origin(hint) is Callable:
         return "a config with a _target_"
     return WORDS.get(hint, str(hint))

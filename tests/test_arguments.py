@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -21,6 +22,7 @@ class Made:
         sizes: Sequence[int] = (1,),
         folder: Path | None = None,
         of_class: int | str = 0,
+        channels: Literal[1, 3] | None = None,
         untyped=None,
     ) -> None: ...
 
@@ -38,6 +40,7 @@ def anything(**settings: object) -> None: ...
         ("sizes", [1, 2.5], "must be a list, each a whole number"),
         ("sizes", 3, "must be a list, each a whole number"),
         ("folder", True, "must be a path or null"),
+        *(("channels", value, "must be 1 or 3 or null$") for value in (2, "grey", True)),
         *(
             (name, 1, "no such setting; there are lr, lr_critic, encoder_lr, warmth")
             for name in ("heat", "_heat_")
@@ -58,6 +61,8 @@ def test_what_does_not_fit_is_named(setting, value, said):
             ("sizes", (3,)),
             ("folder", "here"),
             ("of_class", -1),
+            ("channels", 3),
+            ("channels", None),
             ("untyped", object()),
             ("_target_", "Made"),
         ),

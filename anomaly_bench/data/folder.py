@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -63,7 +63,7 @@ def load(
     name: str = "folder",
     root: str | Path | None = None,
     image_size: int | None = 64,
-    channels: int | None = None,
+    channels: Literal[1, 3] | None = None,
     fit: str = "stretch",
     limit: int | None = None,
     mean: float = 0.5,

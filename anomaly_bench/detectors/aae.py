@@ -20,8 +20,9 @@ A step is one update of the autoencoder, `n_critic` of the critic, and one of th
 constraint. Neither paper has our data sets. What differs from the code:
 
 - Its images are brain slices of 200 pixels and more, standardised, out of a linear layer. Here encoder and
-  generator are the residual ones of WGAN-GP, with a tanh at the end: its layers, ReLU and first weights, and
-  filters from 16 on doubling to 128, where the code's have leaky ReLU and double to 256.
+  generator are the residual ones of WGAN-GP, with a tanh at the end: its layers, ReLU, where the code has leaky
+  ReLU, and first weights, and the code's filters, from 16 on doubling to 256, down to 4 x 4: four blocks, as there,
+  at 64 pixels, and three, of up to 128 filters, at 32.
 - The updates of the critic on one batch share the codes E(x) and z, and draw u anew, as there. The code of the
   reconstruction runs batch norm in evaluation mode, as there, and its gradient reaches both codes.
 
@@ -53,6 +54,8 @@ from anomaly_bench.networks.bigan import init_weights
 from anomaly_bench.networks.dcgan import check_dcgan_shape
 from anomaly_bench.networks.resnet import Encoder, Generator
 
+MOST = 16  # times `width`
+
 
 class CodeCritic(nn.Sequential):
     """Values, or logits of being a draw from the prior, `[N]`, of codes `[N, nz]`; its first weights are N(0, 0.01)."""
@@ -71,7 +74,7 @@ class AAE(Detector):
     Args:
         shape: `(C, S, S)` of one image.
         nz: length of the code.
-        width: filters at the full resolution; the deepest stages have up to eight times as many.
+        width: filters at the full resolution; the deepest stages have up to 16 times as many.
         w_code: weight of the constraint; 0 for none.
         adversary: `wgan` or `gan`; see above.
         lambda_gp: weight of the gradient penalty, for `wgan`.
@@ -108,8 +111,8 @@ class AAE(Detector):
         check_range("n_critic", n_critic, at_least=1)
         check_range("warmup", warmup, at_least=1)
         nc, size = check_dcgan_shape(shape)
-        self.encode = Encoder(size, nc, nz, width)
-        self.generate = Generator(size, nc, nz, width)
+        self.encode = Encoder(size, nc, nz, width, MOST)
+        self.generate = Generator(size, nc, nz, width, MOST)
         self.criticise = CodeCritic(nz)
         self.w_code, self.wgan, self.lambda_gp = w_code, adversary == "wgan", lambda_gp
         self.n_critic, self.warmup, self.warmup_epochs = n_critic, warmup, warmup_epochs

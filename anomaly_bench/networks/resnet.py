@@ -2,7 +2,7 @@
 
 As in the official f-AnoGAN code (tSchlegl/f-AnoGAN), for square images whose side is 16 times a power of two:
 filters grow 1, 2, 4, 8, 8, ... times `width` down to 4 x 4, one block to each halving. That is the official
-network at 64 pixels; at 32 the block between the two widest stages falls away.
+network at 64 pixels; at 32 the block between the two widest stages falls away. `most` is the limit, 8 there.
 
 Batch norm takes its averages over with 0.1 a step, where the official code has 0.01: a training of few steps
 would otherwise score with averages that have not left their first values.
@@ -86,16 +86,16 @@ def up_block(inputs: int, outputs: int) -> Residual:
     return Residual(path, nn.Sequential(glorot(nn.Conv2d(inputs, outputs, 1)), nn.Upsample(scale_factor=2)))
 
 
-def widths(size: int, width: int) -> list[int]:
-    """Filters at each resolution from `size` down to 4 pixels."""
-    return [width * min(2**halvings, 8) for halvings in range(size.bit_length() - 2)]
+def widths(size: int, width: int, most: int = 8) -> list[int]:
+    """Filters at each resolution from `size` down to 4 pixels, at most `most` times `width`."""
+    return [width * min(2**halvings, most) for halvings in range(size.bit_length() - 2)]
 
 
 class Generator(nn.Sequential):
     """Codes `[N, nz]` to images `[N, nc, size, size]` in (-1, 1)."""
 
-    def __init__(self, size: int, nc: int, nz: int, width: int) -> None:
-        filters = widths(size, width)[::-1]
+    def __init__(self, size: int, nc: int, nz: int, width: int, most: int = 8) -> None:
+        filters = widths(size, width, most)[::-1]
         super().__init__(
             glorot(nn.Linear(nz, 16 * filters[0])),
             nn.Unflatten(1, (filters[0], 4, 4)),
@@ -113,8 +113,8 @@ class Trunk(nn.Sequential):
     `out_features` is D.
     """
 
-    def __init__(self, size: int, nc: int, width: int, norm: Norm) -> None:
-        filters = widths(size, width)
+    def __init__(self, size: int, nc: int, width: int, norm: Norm, most: int = 8) -> None:
+        filters = widths(size, width, most)
         blocks = [down_block(inputs, outputs, norm) for inputs, outputs in pairwise(filters)]
         super().__init__(glorot(nn.Conv2d(nc, width, 3, padding=1)), *blocks, nn.Flatten())
         self.out_features = 16 * filters[-1]
@@ -137,6 +137,6 @@ class Critic(nn.Module):
 class Encoder(nn.Sequential):
     """Codes `[N, nz]`, unbounded, of images `[N, nc, size, size]`."""
 
-    def __init__(self, size: int, nc: int, nz: int, width: int) -> None:
-        trunk = Trunk(size, nc, width, batch_norm)
+    def __init__(self, size: int, nc: int, nz: int, width: int, most: int = 8) -> None:
+        trunk = Trunk(size, nc, width, batch_norm, most)
         super().__init__(trunk, glorot(nn.Linear(trunk.out_features, nz)))

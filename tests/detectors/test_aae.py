@@ -47,6 +47,14 @@ def test_the_critic_of_codes_has_the_layers_of_the_code() -> None:
     ]
 
 
+def test_four_blocks_at_64_pixels_end_with_the_256_filters_of_the_code() -> None:
+    detector = AAE((1, 64, 64))
+    wide = [parameter.shape[0] for parameter in detector.encode.parameters() if parameter.dim() == 4]
+    assert (min(wide), max(wide)) == (16, 256)
+    assert layers_of(detector.encode)[-1] == "linear 4096-128"
+    assert layers_of(detector.generate)[0] == "linear 128-4096, bn eps 0.001, relu, nearest x2"
+
+
 def test_encoder_and_generator_are_residual_with_the_filters_of_the_code() -> None:
     detector = AAE((1, 32, 32))
     assert layers_of(detector.encode) == [

@@ -14,6 +14,7 @@ def test_filters_at_64_pixels_are_the_official_ones() -> None:
     assert resnet.widths(64, 64) == [64, 128, 256, 512, 512]
     assert resnet.widths(32, 64) == [64, 128, 256, 512]
     assert resnet.widths(16, 64) == [64, 128, 256]
+    assert resnet.widths(128, 16, 16) == [16, 32, 64, 128, 256, 256]
 
 
 def test_layers_at_64_pixels_are_those_of_f_anogan() -> None:
