@@ -1,6 +1,7 @@
 """The command line. Heavy imports stay inside functions: help, completion and `list` answer at once."""
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -90,6 +91,8 @@ def answer(arguments: list[str]) -> int:
         print("anomaly-bench: stopped; the same command goes on from the last epoch kept", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return refuse(f"{error.strerror}: make room, or set runs_dir=FOLDER; the same command goes on")
         if os.environ.get(DEBUG) == "1":
             traceback.print_exc()
             return 1

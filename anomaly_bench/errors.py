@@ -49,3 +49,8 @@ def one_line(said: BaseException | str) -> str:
 def described(error: BaseException) -> str:
     """Kind and message of an error that is not ours, in one line."""
     return f"{type(error).__name__}: {one_line(error)[:300]}"
+
+
+def printable(text: str) -> str:
+    """Line ends, control codes and halves of letters as spaces."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)

@@ -207,6 +207,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
 
     def _checked(self, X: ArrayLike, fitting: bool) -> Tensor:
         """Rows `[N, D]`, float64 or float32, or images `[N, C, H, W]`, uint8 or float32 in [0, 1]."""
+        X = np.asarray(X) if isinstance(X, list | tuple) else X
         if getattr(X, "ndim", 2) not in (3, 4):
             given: Any = X
             # What is neither becomes float64, and float32 once offsets are subtracted.

@@ -27,7 +27,8 @@ def read_losses(path: Path) -> list[Epoch]:
         return []
     history = []
     for line in frame.to_dict("records"):
-        known = {str(name): value for name, value in line.items() if pd.notna(value)}
+        known = {record.typed_text(str(name)): value for name, value in line.items() if pd.notna(value)}
+        known["name"] = record.typed_text(known["name"])
         facts = {name: known.pop(name) for name in FACTS if name in known}
         history.append(Epoch(**facts, losses=known))
     return history

@@ -202,6 +202,12 @@ class TabularHalf:
         check_range("contamination", self.contamination, at_least=0, below=1, room="protocol")
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise SettingError(f"protocol.ratio={self.ratio}: allowed is above 0 and below 1, or null")
+        if anomalous.mean() > 0.5:
+            log.warning(
+                "normal_class=%s: only %d of %d rows of data=%s are %r, and those train; is that the normal class?",
+                *(self.normal_class, (~anomalous).sum(), len(anomalous), dataset.name),
+                dataset.class_names[normal],
+            )
         order = shuffled(np.arange(len(anomalous)), seed)
         half, test = order[: len(order) // 2], np.sort(order[len(order) // 2 :])
         clean, others = half[~anomalous[half]], half[anomalous[half]]
@@ -210,7 +216,7 @@ class TabularHalf:
             most = len(others) / max(1, len(half))
             raise SettingError(
                 f"protocol.contamination={self.contamination}: the training half of data={dataset.name} has "
-                f"{len(others)} anomalous rows; allowed is up to {most:.4f}"
+                f"{len(others)} anomalous rows; allowed is up to {math.floor(10_000 * most) / 10_000:g}"
             )
         contamination = np.sort(others[:wanted])
         train = np.sort(np.concatenate([clean, contamination]))
@@ -244,8 +250,10 @@ def class_index(dataset: Dataset, wanted: int | str, setting: str) -> int:
 
 
 def of_class(dataset: Dataset, index: int) -> np.ndarray:
-    """Bool `[N]`: the rows of a class and of its sub-classes, `class/subclass`."""
+    """Bool `[N]`: the rows of a class and, of images, of its sub-classes, `class/subclass`."""
     name = dataset.class_names[index]
+    if dataset.x.dim() == 2:  # a label of a table may hold any sign
+        return dataset.classes == index
     return np.array([one == name or one.startswith(f"{name}/") for one in dataset.class_names])[
         dataset.classes
     ]

@@ -9,7 +9,7 @@ import torch
 
 from anomaly_bench import machine, versions
 from anomaly_bench.compose import Job
-from anomaly_bench.data.dataset import row_hashes
+from anomaly_bench.rows import fingerprints
 from anomaly_bench.targets import declares
 from anomaly_bench.training import parallel
 
@@ -71,12 +71,10 @@ def facts_of_rows(job: Job) -> dict[str, Any]:
     if job.scaler is None:
         return {}
     x, split = job.dataset.x, job.split
-    hashes = row_hashes(x)
+    blocks = x.split(max(1, 2**22 // x.shape[1]))  # 32 MB of products at once
+    hashes = torch.cat([fingerprints(block + 0.0) for block in blocks]).numpy()  # for which -0 is 0
     return {
-        # a name for numbers, a name and its values for a category
-        "columns": [
-            [name, *values] if values is not None else name for name, values in job.dataset.columns or ()
-        ],
+        "columns": columns_of(job),
         "scale": job.dataset.scale,
         "data_note": job.dataset.note,
         "known_ratio": split.ratio,
@@ -84,6 +82,11 @@ def facts_of_rows(job: Job) -> dict[str, Any]:
         "n_distinct": len(np.unique(hashes)),
         "n_test_seen_in_training": int(np.isin(hashes[split.test], hashes[split.train]).sum()),
     }
+
+
+def columns_of(job: Job) -> list[str | list[str]]:
+    """The columns of a table: a name for numbers, a name and its values for a category."""
+    return [[name, *values] if values is not None else name for name, values in job.dataset.columns or ()]
 
 
 def now() -> str:

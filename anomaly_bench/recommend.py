@@ -36,6 +36,8 @@ log = logging.getLogger("anomaly_bench")
 IMAGES = ("isolation_forest", "ocsvm", "ae", "deep_svdd", "ganomaly")
 ROWS = ("isolation_forest", "ocsvm", "ae_dense", "deep_svdd", "dagmm")
 
+MOST_MINUTES = 525_600
+
 LADDER = (1, 4, 16, 64, 256)
 """Epochs of a stage on each rung, at most."""
 
@@ -148,8 +150,8 @@ def recommend(overrides: Sequence[str], minutes: float) -> str:
     Raises:
         SettingError: settings that cannot work, or no method that finished.
     """
-    if not minutes > 0:
-        raise SettingError(f"--minutes {minutes:g}: must be above 0")
+    if not 0 < minutes <= MOST_MINUTES:
+        raise SettingError(f"--minutes {minutes:g}: must be above 0, and {MOST_MINUTES}, a year, at most")
     wanted, seed = asked_for(overrides)
     common = [text for text in overrides if not text.startswith("model=")]
     clock = Clock(60 * minutes)

@@ -346,6 +346,11 @@ def csv_text(frame: pd.DataFrame) -> str:
     )
 
 
+def typed_text(text: str) -> str:
+    """A text of `csv_text` as it was before."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
+
+
 def _inert(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from anomaly_bench.errors import SettingError, one_line
+from anomaly_bench.errors import SettingError, described, one_line, printable
 from anomaly_bench.places import CONFIGS, names_in
 
 DEBUG = "ANOMALY_BENCH_DEBUG"
@@ -39,7 +39,7 @@ def refuse(line: str) -> int:
     """One line on standard error, and exit code 2."""
     if os.environ.get(DEBUG) == "1" and sys.exc_info()[0]:
         traceback.print_exc()
-    print(f"anomaly-bench: {line}", file=sys.stderr)
+    print(f"anomaly-bench: {printable(line)}", file=sys.stderr)
     return 2
 
 
@@ -220,7 +220,7 @@ def check_name(what: str, wanted: object, group: str) -> None:
 
 def reason(error: Exception, overrides: Sequence[str]) -> str:
     """Why a job of a sweep failed, in a line."""
-    return explained(error, overrides) or one_line(f"{type(error).__name__}: {error}")
+    return explained(error, overrides) or described(error)
 
 
 def did_you_mean(wanted: str, arguments: Sequence[str]) -> str:

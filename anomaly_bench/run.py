@@ -1,4 +1,4 @@
-"""One run, from settings to a finished folder: compose, control, learn, score, measure, record."""
+"""One run, from a composed job to a finished folder: control, learn, score, measure, record."""
 
 import contextlib
 import logging
@@ -32,7 +32,7 @@ from anomaly_bench.measuring import (
     validated,
     warn_of_flat,
 )
-from anomaly_bench.provenance import now, provenance
+from anomaly_bench.provenance import columns_of, now, provenance
 from anomaly_bench.report.pictures import Shown, draw_run
 from anomaly_bench.rows import Rows
 from anomaly_bench.tracking import NOTE, Follower
@@ -84,6 +84,7 @@ def run(job: Job) -> None:
     with record.alone(job.folder):
         record.sweep_up(job.folder)
         if finished(job) and not job.values["rerun"]:
+            check_columns(job)
             log.info(ALREADY, job.folder)
             join(job)
             remove(job, *UNFINISHED_ONLY)
@@ -106,6 +107,7 @@ def find_finished(job: Job) -> None:
     """Find a run in a folder that may not be written to; refuse it where there is something to compute."""
     if not finished(job) or job.values["rerun"]:
         raise SettingError(f"runs_dir={str(job.folder.parent)!r}: {job.folder} may not be written to")
+    check_columns(job)
     log.info(ALREADY, job.folder)
     parallel.tell(False, job.trainer.device)
 
@@ -162,6 +164,16 @@ def finished(job: Job) -> bool:
     if whole and not (job.folder / "model.safetensors").exists():
         log.warning("%s: its weights are gone; rerun=true makes them again", job.folder)
     return whole
+
+
+def check_columns(job: Job) -> None:
+    """Refuse a finished run of the same numbers under other names of columns: `score` goes by its names."""
+    kept = record.read_json(job.folder / "run.json").get("columns")
+    if kept and job.dataset.columns and kept != columns_of(job):
+        raise SettingError(
+            f"data={job.names['data']}: {job.folder} is a finished run of the same numbers under other names of "
+            "columns; rerun=true computes it again with these, another runs_dir keeps both"
+        )
 
 
 def begin(job: Job) -> None:
@@ -375,7 +387,7 @@ def finish(job: Job, learned: Learned, training_scores: np.ndarray, numbers: dic
 
 def give_up(job: Job, error: Exception) -> str:
     """Record a failed run, with the epochs it had; gives the reason."""
-    said = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}"
+    said = str(error) if isinstance(error, SettingError) else described(error)
     failure = {"error": said, "when": now(), "overrides": job.overrides}
     with contextlib.suppress(OSError, SettingError):  # what went wrong may be the disk, or the memory
         record.write_json(job.folder / "error.json", failure)

@@ -204,11 +204,11 @@ class Workers:
         self.callers.shutdown(cancel_futures=True)
         self.folder.cleanup()
 
-    def device(self, wanted: str) -> str | None:
-        """The kind of device that `trainer.device=wanted` means here; None where it cannot be told."""
+    def device(self) -> str | None:
+        """The kind of device that `trainer.device=auto` means here; None where it cannot be told."""
         with contextlib.suppress(WorkerDiedError):
             worker = self.take()
-            kind = worker.ask("device", wanted)
+            kind = worker.ask("device", "auto")
             self.idle.append(worker)
             return kind
         return None
@@ -238,7 +238,8 @@ class Workers:
             if end.held:
                 self.held[end.training].append(job)
             else:
-                self.learned.add(end.training)
+                if end.error is None:
+                    self.learned.add(end.training)
                 self.learning.discard(end.training)
                 yield job, end.error
             if end.training not in self.learning:

@@ -29,8 +29,8 @@ log = logging.getLogger("anomaly_bench")
 NOTE = "tracked.json"
 """The file of a run that says what trackers were told."""
 
-EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
-"""Which extra brings a package."""
+EXTRAS = ("tensorboard", "mlflow", "wandb")
+"""Packages that an extra of the same name brings."""
 
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 """So that a server which does not answer holds a run up for seconds; MLflow itself tries for minutes."""
@@ -55,8 +55,8 @@ class Tracker(Protocol):
         """Note the numbers of an epoch, the first of a run is 1."""
         ...
 
-    def finish(self, numbers: Mapping[str, float], error: str | None) -> None:
-        """Note what the run came to, or why it failed, and let go of everything."""
+    def finish(self, step: int, numbers: Mapping[str, float], error: str | None) -> None:
+        """Note what the run came to, after so many epochs, or why it failed, and let go of everything."""
         ...
 
 
@@ -67,24 +67,22 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.id = name
-        self.step = 0
         self.writer = SummaryWriter(str(Path(folder) / name), purge_step=0 if id is None else None)
         if id is None:
             self.writer.add_text("settings", as_code(settings), 0)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """One curve a number."""
-        self.step = step
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
-    def finish(self, numbers: Mapping[str, float], error: str | None) -> None:
+    def finish(self, step: int, numbers: Mapping[str, float], error: str | None) -> None:
         """A point a number, after the last epoch."""
         for name, value in numbers.items():
-            self.writer.add_scalar(f"result/{name}", value, self.step)
+            self.writer.add_scalar(f"result/{name}", value, step)
         if error is not None:
-            self.writer.add_text("error", as_code(error), self.step)
+            self.writer.add_text("error", as_code(error), step)
         self.writer.close()
 
 
@@ -124,7 +122,7 @@ class MLflow:
             self.id, metrics=[self.metric(name, value, now, step) for name, value in numbers.items()]
         )
 
-    def finish(self, numbers: Mapping[str, float], error: str | None) -> None:
+    def finish(self, step: int, numbers: Mapping[str, float], error: str | None) -> None:
         """The results as metrics; the run is `FINISHED`, or `FAILED` with a tag that says why."""
         self.log(0, {f"result/{name}": value for name, value in numbers.items()})
         if error is not None:
@@ -166,7 +164,7 @@ class WandB:
         """All numbers of an epoch at once."""
         self.run.log(dict(numbers), step=step)
 
-    def finish(self, numbers: Mapping[str, float], error: str | None) -> None:
+    def finish(self, step: int, numbers: Mapping[str, float], error: str | None) -> None:
         """The results as the run's summary."""
         self.run.summary.update(dict(numbers) | ({} if error is None else {"error": error}))
         self.run.finish(exit_code=0 if error is None else 1)
@@ -251,7 +249,7 @@ class Follower:
             numbers = record.read_json(self.folder / "metrics.json") if error is None else {}
             if self.make is not None:
                 told = {safe(name): float(x) for name, x in numbers.items() if is_number(x)}
-                self.opened().finish(told, spelled_out(error))
+                self.opened().finish(self.note["epochs"], told, spelled_out(error))
                 self.tracker = None
                 self.write(told=error is None)
 
@@ -283,7 +281,7 @@ class Follower:
 def trouble(error: Exception) -> str:
     """A line about a tracker that failed."""
     said = described(error)
-    if isinstance(error, ImportError) and (extra := EXTRAS.get(str(error.name).partition(".")[0])):
+    if isinstance(error, ImportError) and (extra := str(error.name).partition(".")[0]) in EXTRAS:
         said = f"it is not installed; pip install 'anomaly-bench[{extra}]' does that"
     return f"tracker: {said}; the run goes on without it"
 

@@ -60,6 +60,8 @@ def load_run(folder: Path, device: str = "auto", packages: Sequence[str] = ()) -
     scaling = load_tensors(scaler)[0] if scaler.exists() else None
     try:
         values = plain(settings)
+        if not isinstance(values.get("data"), dict) or "batch_norm" not in values.get("evaluation", ()):
+            raise ValueError("config.yaml lacks data or evaluation")
         trainer = Trainer(**values["trainer"] | {"device": device, "precision": kept["precision"]})
         detector = build(settings.model, tuple(kept["shape"]))
         detector.load_state_dict(tensors)

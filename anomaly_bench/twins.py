@@ -48,15 +48,16 @@ def twin_of(job: Job) -> Path | None:
     if job.trainer.eval_every or job.values["rerun"]:
         return None
     mine = record.read_json(job.folder / "run.json")
-    if str(mine["git"]).endswith("-dirty"):
-        return None
     names = record.run_names(job.names["data"], job.names["protocol"], job.split.case, job.seed)
     for folder in sorted(job.folder.parent.glob(names)):  # one method may have several names
         kept = record.read_json(folder / "run.json")
         finished = folder != job.folder and record.read_json(folder / "metrics.json")
         alike = "resumed_from" not in kept and all(kept.get(key) == mine[key] for key in SAME)
         if finished and alike and is_whole(weights_of(folder)):
-            return folder
+            if not str(mine["git"]).endswith("-dirty"):
+                return folder
+            log.info("learned anew, not taken from %s: the checkout has changes not committed", folder)
+            return None
     return None
 
 

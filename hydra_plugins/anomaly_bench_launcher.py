@@ -116,4 +116,4 @@ def job_of(config: DictConfig) -> Job:
 
 def on_cpu(pool: Workers, device: str) -> bool:
     """Whether `trainer.device` means the CPU, which for `auto` only torch knows."""
-    return device == "cpu" or (device == "auto" and pool.device("auto") == "cpu")
+    return device == "cpu" or (device == "auto" and pool.device() == "cpu")

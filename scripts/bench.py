@@ -259,7 +259,7 @@ class Bench:
 
     def sweep(self) -> list[tuple[float, Samplers]]:
         """As many processes of one thread as there are cores, against one process with all threads."""
-        cores = min(8, int(machine.described()["cores"] or 1))
+        cores = min(8, machine.cores())
         what = "sweep, images/s in all"
         everyone: Samplers = {}
         for name in (OURS, *self.peers):
@@ -321,7 +321,7 @@ def rotated(names: Sequence[str], number: int) -> list[str]:
 
 
 def draw(folder: Path, counts: tuple[int, int, int]) -> None:
-    """Image files of noise, RGB, in GANomaly's layout; those that are there stay."""
+    """Image files of noise, RGB, in GANomaly's layout."""
     rng = np.random.default_rng(0)
     for part, count in zip(("train/0.normal", "test/0.normal", "test/1.abnormal"), counts, strict=True):
         (folder / part).mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,7 @@ def measured(method: str, n: int, d: int) -> dict[str, str | int | float]:
         "stages": len({line.stage for line in learned.history}),
         "learning, s": round(learning, 1),
         "scoring, s": round(time.perf_counter() - started - learning, 1),
-        "scores that are finite": int(torch.as_tensor(scores).isfinite().sum()),
+        "scores that are finite": int(scores.isfinite().sum()),
     }
 
 

@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", nargs="+", type=Path, help="[RUNS_DIR] RESULTS_FOLDER [KEY=VALUE ...]")
-    given = [str(folder) for folder in parser.parse_args(arguments).folders]
+    parser.add_argument("folders", nargs="+", help="[RUNS_DIR] RESULTS_FOLDER [KEY=VALUE ...]")
+    given = parser.parse_args(arguments).folders
     conditions = dict(text.split("=", 1) for text in given if "=" in text)
     *runs_dirs, target = [Path(text) for text in given if "=" not in text]
     for runs_dir in runs_dirs:

@@ -773,6 +773,8 @@ def test_slips_are_refused_in_a_line(bench, arguments, said):
     [
         (SettingError("seed=-1: too small"), 2, "anomaly-bench: seed=-1: too small\n"),
         (KeyboardInterrupt(), 130, "anomaly-bench: stopped; the same command goes on from the last epoch kept\n"),
+        (OSError(28, "Full"), 2, "anomaly-bench: Full: make room, or set runs_dir=FOLDER; the same command goes on\n"),
+        (OSError(5, "a"), 1, "anomaly-bench: unexpected OSError: [Errno 5] a (ANOMALY_BENCH_DEBUG=1 shows where)\n"),
         (ValueError("a\nb"), 1, "anomaly-bench: unexpected ValueError: a b (ANOMALY_BENCH_DEBUG=1 shows where)\n"),
     ],
 )  # fmt: skip

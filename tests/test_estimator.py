@@ -252,6 +252,12 @@ def test_what_cannot_work_is_said_in_a_line_before_anything_is_trained(arguments
     assert "\n" not in str(refusal.value)
 
 
+def test_a_list_of_images_is_taken_as_an_array_of_them(digits):
+    detector = AnomalyDetector(**FOREST).fit(list(digits[0]))
+    new = digits[1][:5]
+    assert np.array_equal(detector.anomaly_score(list(new)), detector.anomaly_score(new))
+
+
 def test_pixels_out_of_range_and_other_shapes_are_refused(digits):
     with pytest.raises(SettingError, match=r"pixels from 0 to 255; images are uint8, or float from 0 to 1"):
         AnomalyDetector(**FOREST).fit(digits[0].astype(float))

@@ -20,9 +20,9 @@ def test_epochs_of_stages_with_losses_of_their_own_come_back_as_they_were(tmp_pa
     assert read_losses(tmp_path / "losses.csv") == HISTORY
 
 
-@pytest.mark.parametrize("name", ["1", "null", "1e3", "True"])
+@pytest.mark.parametrize("name", ["1", "null", "1e3", "True", "-pre", "'=a", "'b"])
 def test_the_name_of_a_stage_stays_a_text(tmp_path: Path, name: str) -> None:
-    history = [Epoch(0, name, 1, {"error": 0.5}, 16, 0.5)]
+    history = [Epoch(0, name, 1, {"error": 0.5, "@loss": 0.25}, 16, 0.5)]
     write_csv(tmp_path / "losses.csv", losses_frame(history))
     assert read_losses(tmp_path / "losses.csv") == history
 

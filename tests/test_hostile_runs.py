@@ -184,6 +184,9 @@ def test_a_config_holds_values_and_nothing_else(stranger, honest, config, said, 
         lambda config: config["trainer"].update(unheard=1),
         lambda config: config.pop("trainer"),
         lambda config: config.pop("evaluation"),
+        lambda config: config["evaluation"].pop("batch_norm"),
+        lambda config: config.pop("data"),
+        lambda config: config.update(data="fast"),
     ],
 )
 def test_settings_that_do_not_fit_are_told(stranger, honest, change):

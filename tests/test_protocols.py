@@ -363,3 +363,29 @@ def test_tabular_half_knows_the_papers_ratios():
 def test_tabular_half_refuses(settings, message):
     with pytest.raises(SettingError, match=message):
         TabularHalf(0, **settings).split(made_up_table(), 0)
+
+
+@pytest.mark.parametrize("n", [90, 101, 102, 103, 105, 107])
+def test_the_contamination_that_is_said_to_be_allowed_is(n):
+    data = made_up_table(n)
+    with pytest.raises(SettingError, match="allowed is up to") as refused:
+        TabularHalf(0, contamination=0.9).split(data, 0)
+    most = float(str(refused.value).rpartition(" ")[2])
+    assert TabularHalf(0, contamination=most).split(data, 0)
+
+
+def test_a_slash_in_a_label_of_a_table_makes_no_subclass(caplog):
+    data = made_up(["N", "N/A", "broken"], [0] * 60 + [1] * 20 + [2] * 10, [True] * 90)
+    rows = dataclasses.replace(data, x=torch.zeros(90, 2))
+    for one, n_anomalous in ((data, 10), (rows, 30)):
+        split = TabularHalf("N").split(one, 0)
+        assert (rows.classes[split.train] == 0).all() == (one is rows)
+        drawn_for_training = n_anomalous - split.anomalous.sum()
+        assert len(split.train) == 45 - drawn_for_training
+    assert "is that the normal class?" not in caplog.text
+
+
+def test_a_normal_class_of_few_rows_is_told_of(caplog):
+    data = made_up(["-1", "1"], [0] * 10 + [1] * 90, [True] * 100)
+    TabularHalf(0).split(data, 0)
+    assert "normal_class=0: only 10 of 100 rows of data=made_up are '-1', and those train" in caplog.text

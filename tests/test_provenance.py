@@ -39,7 +39,7 @@ def test_a_run_on_images_names_its_class_its_files_and_its_rows(tmp_path: Path) 
 def job_on_rows(**others: object) -> SimpleNamespace:
     """As much of a job as is asked for here: rows that come more than once, two for training, four for the test."""
     dataset = SimpleNamespace(
-        x=torch.tensor([[0.0], [1.0], [1.0], [float("nan")], [0.0], [0.0]]),
+        x=torch.tensor([[0.0], [1.0], [1.0], [float("nan")], [-0.0], [0.0]]),
         columns=(Column("height"), Column("hair", ("dark", "fair"))),
         classes=np.array([0, 1, 1, 2, 0, 0]),
         class_names=("a", "b", "c"),

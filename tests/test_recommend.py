@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -112,7 +113,10 @@ def test_the_bound_holds_in_the_middle_of_a_run(typed, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--minutes", "0"], "--minutes 0: must be above 0"),
+        *(
+            (["--minutes", minutes], f"--minutes {minutes}: must be above 0, and 525600, a year, at most")
+            for minutes in ("0", "nan", "inf", "1e+09")
+        ),
         (["seed=0,1"], "seed=0,1: allowed is one whole number"),
         (["evaluation=as_published"], "evaluation: recommend decides that itself"),
         (["evaluation.epoch=best_test"], "evaluation.epoch: recommend decides that itself"),
@@ -279,7 +283,8 @@ def test_anomalies_are_made_of_held_out_rows(shape, parts):
     x = (x % 256).to(torch.uint8) if len(shape) == 4 else x.float()
     train = np.arange(60) < 60 - parts
     of = Dataset("mine", x, np.zeros(60, np.int64), ("normal",), train, "folder")
-    made = made_up.load(of, "mine")
+    made = made_up.load(replace(of, masks=np.zeros((60, 8, 8), bool)), "mine")
+    assert made.masks is None  # they would be of other rows
     n_test = parts or 12
     assert made.official_train.sum() == 60 - n_test
     assert np.bincount(made.classes).tolist() == [60, n_test]

@@ -126,3 +126,8 @@ def test_where_a_refusal_comes_from_is_shown_on_demand(monkeypatch, capsys):
         shown = capsys.readouterr().err
         assert shown.endswith("anomaly-bench: seed=-1: too small\n")
         assert ("Traceback" in shown) == (wanted == "1")
+
+
+def test_a_name_cannot_command_the_terminal(capsys):
+    assert refusals.refuse("data.root=\x1b[2J\x07猫\n: no such folder") == 2
+    assert capsys.readouterr().err == "anomaly-bench: data.root= [2J 猫 : no such folder\n"

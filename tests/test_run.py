@@ -251,3 +251,31 @@ def test_a_finished_run_is_found_where_nothing_may_be_written(tmp_path, monkeypa
     (folder / "metrics.json").unlink()
     with pytest.raises(SettingError, match=r"runs_dir=.*: .* may not be written to"):
         finished(tmp_path, **SMALL)
+
+
+def test_a_finished_run_of_other_columns_is_not_taken_for_this_one(tmp_path, monkeypatch):
+    rows = np.random.default_rng(0).normal(size=(60, 2))
+    for name, columns in (("one", ["a", "b"]), ("other", ["b", "a"])):
+        frame = pd.DataFrame(rows, columns=columns).assign(kind=np.arange(60) % 6 == 0)
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+
+    def of(name: str, **more: str) -> Path:
+        settings = {"model": "isolation_forest", "data": "table", "protocol": "tabular_half"}
+        return finished(
+            tmp_path / "runs",
+            data__root=str(tmp_path / f"{name}.csv"),
+            data__label="kind",
+            **settings,
+            **more,
+        )
+
+    folder = of("one")
+    assert of("one") == folder
+    for may_write in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(running.os, "access", lambda *_, may_write=may_write: may_write)
+            with pytest.raises(
+                SettingError, match="the same numbers under other names of columns; rerun=true"
+            ):
+                of("other")
+    assert told(of("other", rerun="true"))["columns"] == ["b", "a"]

@@ -146,11 +146,13 @@ def test_a_file_beside_the_user_is_no_module_of_a_worker(said, tmp_path, monkeyp
         assert [error for _, error in workers.run([job(0)])] == [None]
 
 
-@pytest.mark.parametrize(("answer", "kind"), [("print(json.dumps(of))", "cpu"), ("os._exit(3)", None)])
+@pytest.mark.parametrize(
+    ("answer", "kind"), [("print(json.dumps('cpu' if of == 'auto' else of))", "cpu"), ("os._exit(3)", None)]
+)
 def test_a_worker_that_has_told_the_device_is_free_again(said, monkeypatch, answer, kind):
     monkeypatch.setattr(sweep, "START", f"import json, os, sys\nwhat, of = json.loads(input())\n{answer}")
     with Workers(1, threads=1) as workers:
-        assert workers.device("cpu") == kind
+        assert workers.device() == kind
         assert (workers.idle == workers.all) is (kind is not None)
 
 
@@ -215,6 +217,18 @@ def test_who_waited_for_one_that_was_killed_goes_on(said):
     with Workers(2, threads=1) as workers:
         errors = {one.number: error for one, error in workers.run(jobs)}
     assert errors == {0: "its worker ended with exit code 9", 1: None, 2: None}
+
+
+def test_what_one_that_was_killed_would_have_learned_is_learned_once(said):
+    note = "print('ended', 'mnist', of['number'], 0, 0, file=open(os.environ['LOG'], 'a'))"
+    jobs = [
+        job(0, training="a", do="time.sleep(0.2); os._exit(9)"),
+        *(job(number, training="a", do=f"time.sleep(0.3); {note}") for number in (1, 2)),
+    ]
+    with Workers(2, threads=1) as workers:
+        list(workers.run(iter(jobs)))
+    order = [line[0] + line[2] for line in said() if line[0] in ("run", "ended") and line[2] != "0"]
+    assert order in (["run1", "ended1", "run2", "ended2"], ["run2", "ended2", "run1", "ended1"])
 
 
 def test_data_that_cannot_be_loaded_fail_each_job_that_wants_them(said):

@@ -28,6 +28,7 @@ SMALL = {
     "model__epochs": "3",
 }
 TOLD: list[tuple] = []
+STEPS: list[int] = []
 
 
 class Listening:
@@ -45,9 +46,10 @@ class Listening:
             raise OSError("no room")
         TOLD.append(("log", step, dict(numbers)))
 
-    def finish(self, numbers: Mapping[str, float], error: str | None) -> None:
+    def finish(self, step: int, numbers: Mapping[str, float], error: str | None) -> None:
         if self.broken == "finish":
             raise OSError("no room")
+        STEPS.append(step)
         TOLD.append(("finish", dict(numbers), error))
 
 
@@ -55,6 +57,7 @@ class Listening:
 def quick(undrawn):
     """Nothing told yet, and no pictures."""
     TOLD.clear()
+    STEPS.clear()
 
 
 def listen(monkeypatch, broken: str = "") -> None:
@@ -129,6 +132,7 @@ def test_a_failed_run_is_told_why_and_then_how_it_went_on(tmp_path, monkeypatch)
     finished(tmp_path, **SMALL)
     assert [line[2] for line in said("finish")] == ["ZeroDivisionError: division by zero", None]
     assert [step for _, step, _ in said("log")] == [1, 2, 3]
+    assert STEPS == [3, 3]  # the second tracker was told of no epoch
 
 
 @pytest.mark.parametrize("broken", ["made", "log 3", "finish"])

@@ -29,7 +29,8 @@ class Dataset:
         classes: int64 `[N]`, the class of each row, an index into `class_names`.
         class_names: one a class; a sub-class is written `class/subclass`.
         official_train: bool `[N]`, True for the rows of the data set's own training part.
-        source: where it came from: `torchvision`, `folder`, `scikit-learn`, `synthetic`, `file NAME`.
+        source: where it came from: `torchvision`, `folder`, `scikit-learn`, `synthetic`, `file NAME`,
+            or what a prepared file says of itself, else `prepared file NAME`.
         files: paths relative to the data set's folder, one a row, where the rows are files; bytes that are no text are
             spelled out in them and in class names.
         mean, std: with which pixels on [0, 1] are scaled for a detector.
@@ -88,10 +89,3 @@ def resized(images: np.ndarray, size: int | None) -> Tensor:
     resize = torch.nn.functional.interpolate
     parts = [resize(part, (size, size), mode="bilinear", antialias=True) for part in x.split(4096)]
     return torch.cat(parts).contiguous()
-
-
-def row_hashes(x: Tensor) -> np.ndarray:
-    """64-bit hashes `[N]` of float32 rows `[N, D]`: equal rows have equal ones, others hardly ever."""
-    weights = np.random.RandomState(0).randint(1, 2**63, x.shape[1], dtype=np.int64).astype(np.uint64) | 1
-    blocks = x.split(max(1, 2**22 // x.shape[1]))  # 32 MB of products at once
-    return np.concatenate([(block.numpy().view(np.uint32) * weights).sum(1) for block in blocks])

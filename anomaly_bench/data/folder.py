@@ -36,7 +36,7 @@ from anomaly_bench.errors import SettingError
 
 log = logging.getLogger("anomaly_bench")
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 FITS = ("stretch", "pad", "crop")
 LAYOUTS = (
     "expected train/<class>/* and test/<class>/*, such as train/0.normal test/0.normal test/1.abnormal, "
@@ -119,9 +119,10 @@ def load(
 
 def find_files(folder: Path) -> list[ClassFolder]:
     """All images under `folder/{train,test}/<class>`: training part first, then by class, then by path."""
-    if not folder.is_dir():
-        raise SettingError(f"data.root={folder}: no such folder; set data.root=FOLDER: {LAYOUTS}")
-    train, test = (sorted(in_class_folders(folder, part)) for part in ("train", "test"))
+    with readable():
+        if not folder.is_dir():
+            raise SettingError(f"data.root={folder}: no such folder; set data.root=FOLDER: {LAYOUTS}")
+        train, test = (sorted(in_class_folders(folder, part)) for part in ("train", "test"))
     for part, found in (("train", train), ("test", test)):
         if not found:
             raise SettingError(f"data.root={folder}: no images in class folders under {part}/; {LAYOUTS}")
@@ -145,7 +146,7 @@ def walk(folder: str, class_name: str, train: bool, around: tuple[Path, ...]) ->
     """The images of a folder, and of its sub-classes' folders, but for hidden names and links out of `around`."""
     found = {}
     links, not_followed = [], []
-    with readable(), os.scandir(folder) as entries:
+    with os.scandir(folder) as entries:
         for entry in entries:
             if is_image(entry.name) and entry.is_symlink():
                 links.append(Path(entry.path))

@@ -56,6 +56,7 @@ def load(
         official_train=np.arange(n_normal + len(made)) < len(train),
         source="synthetic",
         files=None,
+        masks=None,
         note="its anomalies are made of normal rows, and say nothing of real ones",
     )
 

@@ -32,7 +32,7 @@ def read_apart(path: Path) -> dict[str, np.ndarray]:
         if done.returncode:
             raise ValueError(done.stderr.strip().rpartition("\n")[2])
         with np.load(out) as file:
-            return {key: file[key] for key in file.files}
+            return {key[1:]: file[key] for key in file.files}
 
 
 def main() -> None:
@@ -42,6 +42,6 @@ def main() -> None:
     given, out = sys.argv[1:]
     arrays = loadmat(given)
     kept = {key: value for key, value in arrays.items() if key[:2] != "__" and isinstance(value, np.ndarray)}
-    kept = {key: value for key, value in kept.items() if value.dtype.kind in PLAIN}
+    kept = {f"_{key}": value for key, value in kept.items() if value.dtype.kind in PLAIN}  # none is `file`
     with Path(out).open("wb") as file:
         np.savez(file, **kept)  # pyright: ignore[reportArgumentType]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from anomaly_bench.data.columns import column_of, encoded, numbers, some
+from anomaly_bench.data.columns import column_of, encoded, some
 from anomaly_bench.data.dataset import Dataset
 from anomaly_bench.data.settings import data_root
 from anomaly_bench.data.table import of_arrays, spread_rows
@@ -132,7 +132,7 @@ def fetch_kddcup99(path: Path) -> None:
         for name, categories in columns
         for value in categories or ("",)
     ]
-    x = numbers(encoded(frame, columns, path).numpy(), path)
+    x = encoded(frame, columns, path)
     temporary = path.with_name(f".{uuid4().hex}.npz")
     try:
         np.savez_compressed(

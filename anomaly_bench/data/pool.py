@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import repeat
 from multiprocessing import current_process, get_context
 from pathlib import Path
@@ -56,10 +57,18 @@ def decode_each(
 
 def decode_in_parallel(npy: Path, paths: Sequence[str], fit: str | None) -> list[tuple[str, str]]:
     """Decode files into the rows of a `.npy` file, chunk by chunk over the cores; gives those that failed."""
+    try:
+        return decode_by(workers(paths), npy, paths, fit)
+    except BrokenProcessPool:  # a process imports the caller's script, which may do all its work again
+        return decode_by(threads(paths), npy, paths, fit)
+
+
+def decode_by(pool: Executor, npy: Path, paths: Sequence[str], fit: str | None) -> list[tuple[str, str]]:
+    """As `decode_in_parallel`, by these workers, which end with it."""
     pieces = in_pieces(len(paths))
     failures = []
     with (
-        workers(paths) as pool,
+        pool,
         tqdm(total=len(paths), desc="decoding", unit="file", leave=False, disable=None) as bar,
     ):
         starts, chunks = [piece.start for piece in pieces], [paths[piece] for piece in pieces]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from filelock import FileLock
@@ -57,7 +58,7 @@ CLASS_NAMES = {
     "cifar100": tuple(CIFAR100),
     "svhn": DIGITS,
 }
-CHANNELS = {"mnist": 1, "fashion_mnist": 1, "cifar10": 3, "cifar100": 3, "svhn": 3}
+CHANNELS: dict[str, Literal[1, 3]] = {"mnist": 1, "fashion_mnist": 1, "cifar10": 3, "cifar100": 3, "svhn": 3}
 
 
 def load(
@@ -97,9 +98,12 @@ def load(
     classes = np.concatenate([y_train, y_test])
     official_train = np.arange(len(classes)) < len(y_train)
     rows = kept_rows(classes, official_train, limit)
+    if limit is not None:
+        x_train = x_train[rows[official_train[rows]]]
+        x_test = x_test[rows[~official_train[rows]] - len(y_train)]
     return Dataset(
         name=name,
-        x=resized(np.concatenate([x_train, x_test])[rows], image_size),
+        x=resized(np.concatenate([x_train, x_test]), image_size),
         classes=classes[rows],
         class_names=CLASS_NAMES[name],
         official_train=official_train[rows],
@@ -173,8 +177,9 @@ def not_found_said(name: str, place: Path, fetched: bool) -> Iterator[None]:
             if fetched
             else ("not found in", "fetch it with data.download=true")
         )
+        said = "" if "download=True" in str(error) else f" ({one_line(error)})"  # advice of torchvision's own
         raise SettingError(
-            f"data={name}: {what} {place} ({one_line(error)}); {fetch}, name the folder that holds "
+            f"data={name}: {what} {place}{said}; {fetch}, name the folder that holds "
             f"{name}/ with data.root=..., or put class folders in {place}/{{train,test}}/<class>/"
         ) from error
 

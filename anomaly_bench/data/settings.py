@@ -56,6 +56,12 @@ def check_image_size(image_size: int | None) -> None:
         raise SettingError(f"data.image_size={image_size}: must be {PIXELS}")
 
 
+def check_limit(limit: int) -> None:
+    """Refuse a `limit` that is no number of rows."""
+    if type(limit) is not int or limit < 1:
+        raise SettingError(f"data.limit={limit}: allowed is a number of rows from 1, or null for all")
+
+
 def kept_rows(classes: np.ndarray, official_train: np.ndarray, limit: int | None) -> np.ndarray:
     """Rows, ascending, of at most `limit` rows of each part, spread evenly over the classes.
 
@@ -68,8 +74,7 @@ def kept_rows(classes: np.ndarray, official_train: np.ndarray, limit: int | None
     """
     if limit is None:
         return np.arange(len(classes))
-    if type(limit) is not int or limit < 1:
-        raise SettingError(f"data.limit={limit}: allowed is a number of rows from 1, or null for all")
+    check_limit(limit)
     kept = [_spread(np.flatnonzero(part), classes, limit) for part in (official_train, ~official_train)]
     return np.sort(np.concatenate(kept))
 

@@ -8,7 +8,10 @@ rows are scaled. Refused are columns of numbers with some words among them, of n
 """
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from anomaly_bench.data.columns import (
     some,
 )
 from anomaly_bench.data.dataset import Column, Dataset
+from anomaly_bench.data.settings import check_limit
 from anomaly_bench.data.table_files import SUFFIXES, read
 from anomaly_bench.errors import SettingError
 
@@ -40,11 +44,14 @@ log = logging.getLogger("anomaly_bench")
 
 ARRAY_LABEL = "y"
 
+NAMELESS = re.compile(r"Unnamed: \d+(\.\d+)?")
+"""What pandas calls a column without a name."""
+
 
 def load(
     name: str = "table",
     root: str | Path | None = None,
-    label: str | None = None,
+    label: int | str | None = None,
     scale: str | None = "minmax",
     limit: int | None = None,
 ) -> Dataset:
@@ -63,7 +70,7 @@ def load(
     Raises:
         SettingError: there is no such file or label, or something in it is no number and no category.
     """
-    path = file_at(root)
+    path, label = file_at(root), None if label is None else str(label)
     content = read(path)
     if isinstance(content, pd.DataFrame):
         x, columns, labels = of_frame(content, path, label)
@@ -114,9 +121,9 @@ def in_order(arrays: dict[str, np.ndarray], columns: Sequence[Column], path: Pat
     x = matrix(arrays, path)
     categories = any(column.categories is not None for column in columns)
     if "columns" in arrays and not categories:
-        names = names_of(arrays, x, path)
-        check_present(names, columns, path)
-        return x[:, [names.index(column.name) for column in columns]]
+        place = {name: number for number, name in enumerate(names_of(arrays, x, path))}
+        check_present(place, columns, path)
+        return x[:, [place[column.name] for column in columns]]
     if categories or x.shape[1] != len(columns):
         raise SettingError(f"{path}: X has {x.shape[1]} columns; the run was trained on {listed(columns)}")
     return x
@@ -127,7 +134,7 @@ def of_frame(
 ) -> tuple[Tensor, tuple[Column, ...], np.ndarray]:
     """Rows, columns and labels of a frame."""
     frame = without_index(frame.rename(columns=str), path)
-    if f"{label}.1" in frame:  # pandas' name for a second one, which would be learned from
+    if f"{label}.1" in frame and comes_twice(str(label), path):  # a second one would be learned from
         raise SettingError(f"data.label={label}: {path.name} has two columns of that name; rename one")
     if label not in frame:
         what = "null: name the column of classes" if label is None else f"{label}: there is no such column"
@@ -137,10 +144,19 @@ def of_frame(
     columns = tuple(column_of(name, values, path) for name, values in frame.items() if name != label)
     x = encoded(frame, columns, path)
     say_what_are_categories(columns, path)
+    say_what_counts_the_rows(frame.drop(columns=str(label)), path)
     counted = [column.name for column in columns if column.categories is None]
     if counted:
         say_what_collapses(counted, np.column_stack([as_numbers(frame[name]) for name in counted]), path)
     return x, columns, labels_of(pd.Series(frame[label]), path).to_numpy()
+
+
+def comes_twice(name: str, path: Path) -> bool:
+    """Whether two columns of a CSV file have this name; pandas gives the second another."""
+    return (
+        path.suffix.lower() == ".csv"
+        and list(pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]).count(name) > 1
+    )
 
 
 def labels_of(values: pd.Series, path: Path) -> pd.Series:
@@ -153,12 +169,21 @@ def labels_of(values: pd.Series, path: Path) -> pd.Series:
 
 
 def without_index(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Without a first column that has no name and numbers the rows, as pandas writes one: order may tell classes."""
-    first = frame.columns[0]
-    if first != "Unnamed: 0" or frame[first].dtype.kind != "i" or not frame[first].is_unique:
-        return frame
-    log.warning("%s: its first column has no name and numbers the rows: it is left out", path)
-    return frame.drop(columns=first)
+    """Without first columns of whole numbers that have no name, as pandas writes an index: order may tell classes."""
+    index = list(takewhile(lambda name: NAMELESS.fullmatch(name) and frame[name].dtype.kind == "i", frame))
+    if index:
+        log.warning(
+            "%s: its first column%s no name and numbers the rows: left out",
+            *(path, " has" if len(index) == 1 else f"s, {len(index)} of them, have"),
+        )
+    return frame.drop(columns=index)
+
+
+def say_what_counts_the_rows(frame: pd.DataFrame, path: Path) -> None:
+    """Tell of columns of whole numbers, each one more than the last: order may tell classes."""
+    for name, values in frame.items():
+        if values.dtype.kind == "i" and len(values) > 2 and (values.diff().iloc[1:] == 1).all():
+            log.warning("%s: column %s counts the rows: remove it, if it tells nothing else", path, name)
 
 
 def of_arrays(
@@ -183,7 +208,11 @@ def names_of(arrays: dict[str, np.ndarray], x: np.ndarray, path: Path) -> list[s
     names = arrays["columns"]
     if names.shape != (x.shape[1],):
         raise SettingError(f"{path}: X has {x.shape[1]} columns, and {names.size} names for them")
-    return [str(name) for name in names]
+    names = [str(name) for name in names]
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise SettingError(f"{path}: it has two columns called {twice!r}; rename one")
+    return names
 
 
 def matrix(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
@@ -224,6 +253,5 @@ def spread_rows(n: int, limit: int | None) -> np.ndarray:
     """Row numbers of at most `limit` of `n` rows, evenly spaced, so that the share of each class stays."""
     if limit is None:
         return np.arange(n)
-    if type(limit) is not int or limit < 1:
-        raise SettingError(f"data.limit={limit}: allowed is a number of rows from 1, or null for all")
+    check_limit(limit)
     return np.linspace(0, n - 1, min(limit, n)).round().astype(np.int64)

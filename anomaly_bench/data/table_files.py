@@ -59,7 +59,7 @@ def read(path: Path, columns: Sequence[Column] | None = None) -> pd.DataFrame | 
         raise SettingError(f"{path}: cannot be read: its text is not UTF-8; save it so") from error
     except ImportError as error:
         raise SettingError(
-            f"{path}: {error.name} is needed to read it; install anomaly-bench[tables]"
+            f"{path}: {error.name or 'pyarrow'} is needed to read it; install anomaly-bench[tables]"
         ) from error
     except (
         Exception

@@ -106,7 +106,7 @@ def _table(theirs: Sequence[Printed], records: Sequence[Record], variant: str) -
     title += f", {variant if len(variant) < 40 else 'other settings'}" if variant else ""
     title += ", SYNTHETIC DATA" if drawn else ""
     cells = [_cell(row, name, records, variant, drawn) for row in rows for name in evaluations]
-    notes = _notes(rows, records, evaluations, variant, drawn)
+    notes = _notes(rows, records, variant, drawn)
     return Table(theirs[0].table, title, headers, len(kept), texts, notes, cells)
 
 
@@ -182,10 +182,8 @@ def _cell(row: Row, evaluation: str, records: Sequence[Record], variant: str, dr
 # ------------------------------------------------------------------------------ notes
 
 
-def _notes(
-    rows: Sequence[Row], records: Sequence[Record], evaluations: Sequence[str], variant: str, drawn: bool
-) -> list[str]:
-    notes = [_differs(rows, records, evaluations, variant)]
+def _notes(rows: Sequence[Row], records: Sequence[Record], variant: str, drawn: bool) -> list[str]:
+    notes = [_differs(rows, records, variant)]
     if drawn:
         notes.append(
             "SYNTHETIC data, drawn by a program: nothing here can reach or miss the paper's numbers."
@@ -207,7 +205,7 @@ def _notes(
     return [*notes, *_sources(rows)]
 
 
-def _differs(rows: Sequence[Row], records: Sequence[Record], evaluations: Sequence[str], variant: str) -> str:
+def _differs(rows: Sequence[Row], records: Sequence[Record], variant: str) -> str:
     """One line with all that is known to differ from the paper."""
     runs = [record.run for record in records]
     seeds = span(number.n for row in rows for number in row.ours.values() if number)

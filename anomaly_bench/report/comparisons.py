@@ -50,7 +50,7 @@ def class_heat_map(path: Path, cells: Sequence[Line], title: str) -> None:
         kept.append(f"{MOST_ROWS} methods")
     if len(columns) > MOST_COLUMNS:
         columns = [*columns[: MOST_COLUMNS - 1], columns[-1]]
-        kept.append(f"{MOST_COLUMNS} columns")
+        kept.append(f"{MOST_COLUMNS - 1} columns, and the last")
     title += f" (the first {' and '.join(kept)})" if kept else ""
     grid = np.array([[areas.get((name, column), np.nan) for column in columns] for name in methods])
     numbers = len(columns) <= WITH_NUMBERS

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from anomaly_bench.report.style import ANOMALOUS, LINES, NORMAL, drawn, printable
+from anomaly_bench.errors import printable
+from anomaly_bench.report.style import ANOMALOUS, LINES, NORMAL, drawn
 
 NOT_LOSSES = ("stage", "name", "epoch", "rows", "seconds")
 SHOWN_OF_EACH = 3

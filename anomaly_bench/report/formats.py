@@ -7,8 +7,9 @@ from textwrap import fill, wrap
 import pandas as pd
 from tabulate import tabulate
 
+from anomaly_bench.errors import printable
 from anomaly_bench.report.results import Line
-from anomaly_bench.report.style import printable, short
+from anomaly_bench.report.style import short
 
 WIDTH = 120
 LATEX_HEAD = "% \\usepackage{booktabs} in the preamble; XeLaTeX or LuaLaTeX for names beyond Latin letters\n"

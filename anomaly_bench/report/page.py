@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from anomaly_bench.errors import printable
 from anomaly_bench.record import Record, own_file, write_text
 from anomaly_bench.report.formats import Table
 from anomaly_bench.report.pictures import Picture
 from anomaly_bench.report.results import Line, latest, results, row_name
-from anomaly_bench.report.style import printable
 
 PICTURE_BYTES = 4_000_000
 """Most that the pictures of a page may take together; the others are links."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from anomaly_bench.errors import printable
 from anomaly_bench.record import replacing
 
 if TYPE_CHECKING:
@@ -91,11 +92,6 @@ def line(number: int) -> dict[str, Any]:
 def marker(number: int) -> dict[str, Any]:
     """Colour and shape of the point of the method with this number; the first 56 differ from each other."""
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-
-
-def printable(text: str) -> str:
-    """Line ends, control codes and halves of letters as spaces."""
-    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def short(name: str, longest: int = 28) -> str:

@@ -177,11 +177,3 @@ def epoch(detector: Detector, device: torch.device) -> Iterator[None]:
     state = torch.get_rng_state().to(device)
     dist.broadcast(state, 0)
     torch.set_rng_state(state.cpu())
-
-
-def mean_losses(block: Tensor) -> Tensor:
-    """Losses as means over the processes, the same in all of them."""
-    if processes() == 1:
-        return block
-    dist.all_reduce(block)
-    return block / processes()

@@ -1,5 +1,6 @@
 """The training loop: walks a detector's stages, epoch by epoch, and can be stopped and resumed after any of them."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from anomaly_bench.arguments import MOST
-from anomaly_bench.detector import Batch, Detector, Rows, Stage
+from anomaly_bench.detector import Batch, Detector, Rows, Stage, agreed
 from anomaly_bench.errors import SettingError, check_range, one_line
 from anomaly_bench.training import parallel
 from anomaly_bench.training.capture import MODES, Prepared, prepared
@@ -25,6 +26,8 @@ from anomaly_bench.training.checkpoint import (
 )
 from anomaly_bench.training.device import pick_device, pick_precision
 from anomaly_bench.training.scoring import autocast
+
+log = logging.getLogger("anomaly_bench")
 
 LOOK_EVERY = 50
 """Steps between two looks at the losses; in between nothing waits for the device."""
@@ -183,6 +186,8 @@ class Trainer:
             with fitting(keep):
                 detector.load_state_dict(kept.model)
         history = list(kept.history) if kept else []
+        if keep is not None and history:
+            log.info("%s goes on after epoch %d of %s", keep.parent, history[-1].epoch, history[-1].name)
         walk = Walk(detector, train)
         for number, stage in enumerate(walk):
             with fitting(keep):
@@ -237,13 +242,13 @@ class Trainer:
         with tqdm(total=steps * size, desc=title, unit=" rows", disable=quiet, leave=False) as bar:
             for step, batch in enumerate(train.shuffled(size, order), 1):
                 losses = run.step(parallel.part_of(batch))
+                bar.update(size)
                 names = list(losses)
                 unseen.append(torch.stack([loss.float() for loss in losses.values()]))
                 if step % LOOK_EVERY == 0 or step == steps:
-                    block = parallel.mean_losses(torch.stack(unseen)).cpu()
+                    block = agreed(torch.stack(unseen)).cpu()
                     check_finite(block, names, stage.name, epoch, step - len(unseen))
                     totals = block.sum(0) if totals is None else totals + block.sum(0)
-                    bar.update(len(unseen) * size)
                     bar.set_postfix(dict(zip(names, block.mean(0).tolist(), strict=True)))
                     unseen.clear()
         means = [] if totals is None else (totals / steps).tolist()

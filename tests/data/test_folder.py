@@ -309,3 +309,22 @@ def test_names_are_said_with_their_letters_and_without_control_characters(tmp_pa
     (tmp_path / "test/nägel/0.png").write_bytes(b"no image")
     with pytest.raises(SettingError, match=r"test/nägel/0\.png'"):
         folder.load(root=tmp_path, image_size=8)
+
+
+@pytest.mark.parametrize("closed", ["", "train", "train/a"])
+def test_a_folder_that_may_not_be_looked_into_is_told_in_a_line(tmp_path, draw, monkeypatch, closed):
+    draw(tmp_path / "train/a/0.png", 1)
+    shut = str(tmp_path / closed)
+
+    def scandir(path):
+        if str(path) == shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    whole = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "listdir", lambda path: [entry.name for entry in scandir(path)])
+    if closed == "":
+        monkeypatch.setattr(folder.Path, "is_dir", lambda path: scandir(path) and True)
+    with pytest.raises(SettingError, match=f"{shut}: it cannot be looked into: Permission denied"):
+        folder.find_files(tmp_path)

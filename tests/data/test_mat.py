@@ -12,6 +12,7 @@ from anomaly_bench.data.mat import read_apart
 def test_numbers_truth_values_and_texts_are_read_and_cells_left_out(tmp_path: Path) -> None:
     plain = {
         "X": np.array([[0.1, -1e300]]),
+        "file": np.array([[1, 2]], dtype=np.int16),
         "n": np.array([[3, -4]], dtype=np.int16),
         "seen": np.array([[True, False]]),
         "y": np.array(["normal", "odd   "]),

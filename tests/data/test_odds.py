@@ -8,9 +8,9 @@ import pytest
 from sklearn import datasets
 
 from anomaly_bench.data import odds
-from anomaly_bench.data.dataset import row_hashes
 from anomaly_bench.errors import SettingError
 from anomaly_bench.protocols import TabularHalf
+from anomaly_bench.rows import fingerprints
 
 
 @pytest.fixture
@@ -152,9 +152,9 @@ def odds_ratio(name):
 def test_both_roles_of_kdd_cup_99(real_tables):
     data = odds.load("kddcup99", real_tables)
     assert (*data.x.shape, int(data.classes.sum())) == (494021, 118, 97278)
-    assert len(np.unique(row_hashes(data.x))) == 145584
+    assert len(np.unique(fingerprints(data.x))) == 145584
     reverse = odds.load("kddcup99_rev", real_tables)
     assert (len(reverse.x), int(reverse.classes.sum())) == (121597, 24319)
     assert reverse.class_names == ("normal.", "attack")
-    normal = np.sort(row_hashes(data.x)[data.classes == 1])
-    assert np.array_equal(np.sort(row_hashes(reverse.x)[reverse.classes == 0]), normal)
+    normal = np.sort(fingerprints(data.x)[data.classes == 1])
+    assert np.array_equal(np.sort(fingerprints(reverse.x)[reverse.classes == 0]), normal)

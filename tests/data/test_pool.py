@@ -1,4 +1,7 @@
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -19,6 +22,19 @@ def test_processes_threads_and_scoring_decode_alike(ganomaly, monkeypatch, tmp_p
     scored = pool.decode_files([ganomaly / file for file in by_threads.files], (3, 64, 64), "stretch")
     assert torch.equal(by_processes.x, by_threads.x)
     assert torch.equal(scored, by_threads.x)
+
+
+def test_where_processes_cannot_start_threads_decode(ganomaly, monkeypatch, tmp_path):
+    """As in a script that does its work on import, which each process would do again."""
+
+    class Broken(ThreadPoolExecutor):
+        def map(self, *_: object, **__: object) -> NoReturn:
+            raise BrokenProcessPool
+
+    by_threads = folder.load(root=ganomaly).x.clone()
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setattr(pool, "workers", lambda _: Broken(1))
+    assert torch.equal(folder.load(root=ganomaly).x, by_threads)
 
 
 @pytest.mark.parametrize("n_files", [1, 7, 8, 9, 300, 5000])

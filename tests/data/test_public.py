@@ -87,6 +87,7 @@ def test_missing_sets_say_where_and_what_to_do(tmp_path, name):
     ):
         assert part in said
     assert "\n" not in said
+    assert "download=True" not in said  # how torchvision says it
 
 
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, capfd):
@@ -114,6 +115,21 @@ def fetched(monkeypatch):
 
     monkeypatch.setattr(datasets, "MNIST", Mnist)
     return found
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_a_limit_is_of_each_part(tmp_path, fetched, monkeypatch, limit):
+    n = {True: 5, False: 3}
+
+    def part(name, place, train, download):
+        pixels = np.arange(n[train], dtype=np.uint8) + (0 if train else 100)
+        return np.broadcast_to(pixels[:, None, None, None], (n[train], 2, 2, 1)), np.zeros(n[train], np.int64)
+
+    monkeypatch.setattr(public, "official_part", part)
+    data = public.load("mnist", tmp_path, None, limit)
+    values = [*range(5), 100, 101, 102] if limit is None else [0, 100]
+    assert data.x[:, 0, 0, 0].tolist() == values
+    assert data.official_train.tolist() == [value < 100 for value in values]
 
 
 def test_one_process_fetches_and_the_others_wait_for_it(tmp_path, fetched):

@@ -59,6 +59,13 @@ def test_missing_numbers_become_the_training_median(scale):
     assert given[0].isnan().all()  # what is given stays as it is
 
 
+@pytest.mark.parametrize("scale", ["minmax", "standard", None])
+def test_a_gap_in_a_column_that_had_none_becomes_the_training_median_too(scale, monkeypatch):
+    monkeypatch.setattr(scaling, "BLOCK", 100)  # two columns of 50 rows
+    scaler = fit_scaler(ROWS, scale)
+    assert torch.equal(scaler(torch.full((1, 4), GAP)), scaler(ROWS.median(0).values[None]))
+
+
 @pytest.mark.parametrize("scale", ["minmax", "standard"])
 def test_a_column_with_gaps_is_scaled_as_if_the_median_stood_there(scale):
     gaps, filled = (torch.tensor([[0.0], [8.0], [1.0], [middle]]) for middle in (GAP, 1.0))

@@ -34,13 +34,32 @@ def test_a_column_that_numbers_the_rows_is_not_learned_from(tmp_path, caplog):
     path = tmp_path / "people.csv"
     FRAME.sample(frac=1, random_state=0).to_csv(path)
     assert [name for name, _ in table.load(root=path, label="kind").columns] == ["age", "colour", "smokes"]
-    assert "people.csv: its first column has no name and numbers the rows: it is left out" in caplog.text
+    assert "people.csv: its first column has no name and numbers the rows: left out" in caplog.text
     caplog.clear()
     FRAME.set_index("age").to_csv(path)
     assert table.load(root=path, label="kind").columns[0] == Column("age")
     FRAME.rename(columns={"age": ""}).to_csv(path, index=False)  # with gaps it is no number of a row
     assert len(table.load(root=path, label="kind").columns) == 3
     assert "no name" not in caplog.text
+
+
+def test_no_index_that_pandas_writes_is_learned_from(tmp_path, caplog):
+    path = tmp_path / "people.csv"
+    FRAME.to_csv(path)
+    pd.read_csv(path).to_csv(path)  # twice, as who forgets `index=False`
+    assert [name for name, _ in table.load(root=path, label="kind").columns] == ["age", "colour", "smokes"]
+    assert "its first columns, 2 of them, have no name and numbers the rows: left out" in caplog.text
+    pd.concat([FRAME, FRAME]).to_csv(path)  # whose numbers come twice
+    assert [name for name, _ in table.load(root=path, label="kind").columns] == ["age", "colour", "smokes"]
+    caplog.clear()
+    FRAME.assign(id=range(7, 7 + len(FRAME))).to_csv(path, index=False)
+    assert len(table.load(root=path, label="kind").columns) == 4
+    assert "people.csv: column id counts the rows: remove it" in caplog.text
+
+
+def test_a_label_may_be_a_number_that_names_a_column(tmp_path):
+    path = written(tmp_path, ".csv", pd.DataFrame([[0.5, 1], [0.7, 0], [0.1, 1]]))
+    assert table.load(root=path, label=1).classes.tolist() == [1, 0, 1]
 
 
 def test_files_of_arrays_agree(tmp_path):
@@ -159,6 +178,27 @@ def test_arrays_with_names_are_matched_by_them(tmp_path):
     np.savez(tmp_path / "other.npz", X=X, columns=np.array(["a", "b", "d"]))
     with pytest.raises(SettingError, match=r"other\.npz: it has no column c; needed are 3 columns: a, b, c"):
         table.read_rows(tmp_path / "other.npz", columns)
+
+
+def test_arrays_whose_columns_share_a_name_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", X=X, y=Y, columns=np.array(["a", "b", "a"]))
+    with pytest.raises(SettingError, match=r"x\.npz: it has two columns called 'a'; rename one"):
+        table.load(root=tmp_path / "x.npz")
+
+
+def test_a_label_that_comes_twice_is_refused_and_one_that_has_a_namesake_is_not(tmp_path):
+    (tmp_path / "twice.csv").write_text("y,x,y\n0,5,a\n1,6,b\n0,7,a\n")
+    with pytest.raises(SettingError, match=r"data\.label=y: twice\.csv has two columns of that name"):
+        table.load(root=tmp_path / "twice.csv", label="y")
+    frame = pd.DataFrame({"y": [0, 1, 0], "y.1": [5, 6, 7]})
+    for suffix in (".csv", ".parquet"):
+        data = table.load(root=written(tmp_path, suffix, frame), label="y")
+        assert (data.columns, data.classes.tolist()) == ((Column("y.1"),), [0, 1, 0])
+
+
+def test_a_table_without_columns_has_no_label(tmp_path):
+    with pytest.raises(SettingError, match=r"data\.label=kind: there is no such column"):
+        table.load(root=written(tmp_path, ".parquet", pd.DataFrame(index=range(3))), label="kind")
 
 
 def test_new_rows_with_gaps_are_told_of(tmp_path, caplog):
