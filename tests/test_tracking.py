@@ -104,7 +104,8 @@ def test_a_finished_run_is_told_of_later_and_once(tmp_path, monkeypatch):
     assert TOLD[5] == told[0]
 
 
-def test_a_run_that_goes_on_goes_on_there_too(tmp_path, monkeypatch):
+def test_a_run_that_goes_on_goes_on_there_too(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "anomaly_bench")
     listen(monkeypatch)
     whole = Trainer.one_epoch
 
@@ -117,7 +118,9 @@ def test_a_run_that_goes_on_goes_on_there_too(tmp_path, monkeypatch):
         cut.setattr(Trainer, "one_epoch", one_epoch)
         with pytest.raises(KeyboardInterrupt):
             finished(tmp_path, **SMALL)
+    assert "goes on" not in caplog.text
     folder = finished(tmp_path, **SMALL)
+    assert f"{folder} goes on after epoch 2 of autoencoder" in caplog.text
     assert said("made") == [("made", folder.name, 0, None), ("made", folder.name, 0, "its id")]
     assert [step for _, step, _ in said("log")] == [1, 2, 3]
 
@@ -275,7 +278,7 @@ def test_tensorboard_shows_the_same_names(tmp_path):
     tracker = tracking.TensorBoard(str(tmp_path), name="a run", settings={}, id=None)
     names = {tracking.safe(name) for name in NAMES}
     tracker.log(1, dict.fromkeys(names, 1.0))
-    tracker.finish(dict.fromkeys(names, 1.0), None)
+    tracker.finish(1, dict.fromkeys(names, 1.0), None)
     events = accumulator.EventAccumulator(str(tmp_path / "a run")).Reload()
     assert set(events.Tags()["scalars"]) == names | {f"result/{name}" for name in names}
 
@@ -287,7 +290,7 @@ def test_wandb_takes_the_same_names(tmp_path):
     tracker.log(1, numbers)
     tracker.run.summary.update(numbers)
     assert set(numbers) <= set(tracker.run.summary.keys())
-    tracker.finish(numbers, None)
+    tracker.finish(1, numbers, None)
 
 
 def test_mlflow_gives_up_soon_and_in_a_line_where_no_server_answers(tmp_path, monkeypatch, caplog):
@@ -315,7 +318,7 @@ def test_mlflow_knows_when_it_was_told(tmp_path, monkeypatch):
     tracker = tracking.MLflow(str(tmp_path), "ours", name="a run", settings={}, id=None)
     before = time.time() - 1
     tracker.log(1, {"loss": 1.0})
-    tracker.finish({"auroc": 1.0}, None)
+    tracker.finish(1, {"auroc": 1.0}, None)
     client = mlflow.MlflowClient(tmp_path.as_uri())
     for name in ("loss", "result/auroc"):
         (point,) = client.get_metric_history(tracker.id, name)
@@ -325,7 +328,7 @@ def test_mlflow_knows_when_it_was_told(tmp_path, monkeypatch):
 def test_wandb_asks_nothing_at_the_terminal(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     tracker = tracking.WandB("ours", str(tmp_path), "offline", name="a run", settings={}, id=None)
-    tracker.finish({}, None)
+    tracker.finish(0, {}, None)
     monkeypatch.setattr("wandb.errors.term._sys_stderr_isatty", lambda: True)
     monkeypatch.setattr("wandb.errors.term._sys_stdin_isatty", lambda: True)
     assert not wandb.errors.term.can_use_terminput()

@@ -162,17 +162,17 @@ def config_of(*overrides: str) -> dict:
     return OmegaConf.to_container(config, resolve=False, enum_to_str=True)  # type: ignore
 
 
-def test_another_revision_or_an_edited_one_is_not_trusted(trainings, monkeypatch, caplog):
+def test_another_revision_or_an_edited_one_is_not_trusted(trainings, monkeypatch, capfd):
     computed()
     monkeypatch.setattr(versions, "git_revision", lambda: "b" * 40)
     computed("evaluation.quantile=0.9")
     monkeypatch.setattr(versions, "git_revision", lambda: "b" * 40 + "-dirty")
     computed("evaluation.quantile=0.8")
     assert len(trainings) == 3
-    assert "learned anew" not in caplog.text  # the others are of a revision without changes
+    assert "learned anew" not in capfd.readouterr().err  # the others are of a revision without changes
     computed("evaluation.quantile=0.7")
     assert len(trainings) == 4
-    assert "the checkout has changes not committed" in caplog.text
+    assert "the checkout has changes not committed" in capfd.readouterr().err
 
 
 def test_a_class_whose_name_ends_alike_is_another(trainings, tmp_path):
