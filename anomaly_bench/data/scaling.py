@@ -48,7 +48,8 @@ def fit_scaler(x: Tensor, scale: str | None) -> Scaler:
         raise SettingError(f"data.scale={scale}: allowed are minmax, standard, null")
     # Of every column: one that has no gap in these rows may have some in others.
     fill = torch.cat([part.nanmedian(0).values for part in x.split(max(1, BLOCK // len(x)), 1)]).nan_to_num(0)
-    x = torch.where(x.isnan(), fill, x)
+    if x.isnan().any():
+        x = torch.where(x.isnan(), fill, x)
     if scale == "minmax":
         shift = x.amin(0)
         spread = x.amax(0) - shift
